@@ -1,0 +1,285 @@
+// Forward on CPU: queries packed once into panels, document rows streamed past them, the max kept in registers.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "launch.h"
+
+namespace maxsim {
+namespace cpu {
+namespace {
+
+// Document rows that one pass over the panels covers: half of a 1 MB L2, so that every panel finds them there.
+constexpr int64_t kBlockBytes = 512 << 10;
+// Below this many multiply-adds, waking other threads costs more than it saves.
+constexpr int64_t kSerialWork = 200'000;
+
+// Kept query tokens laid out on vector lanes. In a cross product neighbouring queries share a panel; otherwise every
+// query starts a panel of its own.
+struct PackedQueries {
+  std::vector<int64_t> first_lane;  // per segment, and the end
+  std::vector<int64_t> last_lane;
+  std::vector<int32_t> token;        // of each lane within its query
+  std::vector<float> inverse_norms;  // of each lane, empty unless normalising
+  std::vector<uint32_t> panels;
+  int64_t lanes = 0;  // per panel
+  int64_t words = 0;
+  int64_t panel_count = 0;
+  int64_t longest = 0;  // panels of the longest query
+};
+
+void pack_row(const Isa& isa, const Segments& side, const char* row, uint32_t* words, float* wide) {
+  if (isa.bf16_pairs) {
+    uint16_t* half = reinterpret_cast<uint16_t*>(words);
+    const uint16_t* source = reinterpret_cast<const uint16_t*>(row);
+    for (int64_t k = 0; k < side.dim; ++k) half[k] = source[k * side.feature_stride];
+    if (side.dim % 2) half[side.dim] = 0;
+    if (wide) isa.widen(words, DType::bf16, wide, side.dim);
+  } else {
+    widen_row(isa, side, row, reinterpret_cast<float*>(words));
+    if (wide) std::memcpy(wide, words, side.dim * sizeof(float));
+  }
+}
+
+PackedQueries pack_queries(const Problem& problem, const Isa& isa) {
+  const Segments& side = problem.queries;
+  PackedQueries out;
+  out.lanes = isa.lanes;
+  out.words = isa.bf16_pairs ? (side.dim + 1) / 2 : side.dim;
+  std::vector<const char*> rows;
+  const bool own_panels = problem.pairing != Pairing::cross;
+  for (int64_t s = 0; s < side.count; ++s) {
+    if (own_panels) rows.resize((rows.size() + out.lanes - 1) / out.lanes * out.lanes, nullptr);
+    out.first_lane.push_back(static_cast<int64_t>(rows.size()));
+    const int64_t length = side.length(s), begin = side.begin(s), mask = side.mask_begin(s);
+    for (int64_t t = 0; t < length; ++t) {
+      if (!kept(side, mask, t)) continue;
+      out.token.resize(rows.size(), -1);
+      out.token.push_back(static_cast<int32_t>(t));
+      rows.push_back(row_pointer(side, begin, t));
+    }
+    out.last_lane.push_back(static_cast<int64_t>(rows.size()));
+    const int64_t lanes_used = out.last_lane[s] - out.first_lane[s];
+    out.longest = std::max(out.longest, (lanes_used + out.lanes - 1) / out.lanes);
+  }
+  out.panel_count = (static_cast<int64_t>(rows.size()) + out.lanes - 1) / out.lanes;
+  rows.resize(out.panel_count * out.lanes, nullptr);
+  out.panels.resize(out.panel_count * out.words * out.lanes);
+  if (problem.normalize) out.inverse_norms.resize(rows.size());
+  struct Scratch {
+    std::vector<uint32_t> words;
+    std::vector<float> wide;
+  };
+  parallel_dynamic(
+      out.panel_count, out.panel_count < 64,
+      [&] { return Scratch{std::vector<uint32_t>(out.words), std::vector<float>(side.dim)}; },
+      [&](int64_t panel, Scratch& scratch) {
+        for (int64_t l = 0; l < out.lanes; ++l) {
+          const char* row = rows[panel * out.lanes + l];
+          uint32_t* column = out.panels.data() + panel * out.words * out.lanes + l;
+          if (!row) continue;
+          pack_row(isa, side, row, scratch.words.data(), problem.normalize ? scratch.wide.data() : nullptr);
+          for (int64_t k = 0; k < out.words; ++k) column[k * out.lanes] = scratch.words[k];
+          if (problem.normalize)
+            out.inverse_norms[panel * out.lanes + l] = inverse_norm(isa, scratch.wide.data(), side.dim);
+        }
+      });
+  return out;
+}
+
+struct Scratch {
+  std::vector<float> best;
+  std::vector<int32_t> winner;
+  std::vector<uint32_t> rows;
+  std::vector<int32_t> index;
+  std::vector<float> scale;
+  std::vector<float> wide;
+};
+
+// Walks a document's kept rows block by block; rows that the kernel can read in place are not copied.
+struct DocumentRows {
+  const Problem& problem;
+  const Isa& isa;
+  int64_t words;
+  int64_t block;
+
+  bool in_place() const {
+    const Segments& side = problem.documents;
+    if (side.feature_stride != 1) return false;
+    return isa.bf16_pairs ? side.dim % 2 == 0 : side.dtype == DType::f32;
+  }
+
+  // Calls score(task) with rows, index and scale filled in. Returns the first kept token, or -1.
+  template <class Score>
+  int64_t for_each_block(int64_t document, Scratch& scratch, const Score& score) const {
+    const Segments& side = problem.documents;
+    const int64_t length = side.length(document), begin = side.begin(document), mask = side.mask_begin(document);
+    int64_t first_kept = -1;
+    for (int64_t token = 0; token < length;) {
+      scratch.index.clear();
+      int64_t count = 0, first = token;
+      if (side.mask) {
+        for (; token < length && count < block; ++token)
+          if (kept(side, mask, token)) {
+            scratch.index.push_back(static_cast<int32_t>(token));
+            ++count;
+          }
+        if (!count) break;
+        first = scratch.index.front();
+        if (scratch.index.back() - first + 1 == count) scratch.index.clear();
+      } else {
+        count = std::min(block, length - token);
+        token += count;
+      }
+      if (first_kept < 0) first_kept = first;
+      PanelTask task{};
+      task.words = words;
+      task.row_count = count;
+      task.first_index = static_cast<int32_t>(first);
+      task.index = scratch.index.empty() ? nullptr : scratch.index.data();
+      place_rows(task, begin, scratch);
+      score(task);
+    }
+    return first_kept;
+  }
+
+  void place_rows(PanelTask& task, int64_t begin, Scratch& scratch) const {
+    const Segments& side = problem.documents;
+    const bool direct = in_place() && !task.index;
+    if (direct) {
+      task.rows = row_pointer(side, begin, task.first_index);
+      task.row_stride = side.token_stride * element_size(side.dtype);
+    } else {
+      scratch.rows.resize(task.row_count * words);
+      task.rows = reinterpret_cast<const char*>(scratch.rows.data());
+      task.row_stride = words * 4;
+    }
+    if (direct && !problem.normalize) return;
+    if (problem.normalize) {
+      scratch.scale.resize(task.row_count);
+      scratch.wide.resize(side.dim);
+      task.scale = scratch.scale.data();
+    }
+    for (int64_t r = 0; r < task.row_count; ++r) {
+      const char* row = row_pointer(side, begin, task.index ? task.index[r] : task.first_index + r);
+      float* wide = problem.normalize ? scratch.wide.data() : nullptr;
+      if (direct)
+        isa.widen(row, side.dtype, wide, side.dim);
+      else
+        pack_row(isa, side, row, scratch.rows.data() + r * words, wide);
+      if (wide) scratch.scale[r] = inverse_norm(isa, wide, side.dim);
+    }
+  }
+};
+
+struct Call {
+  const Problem& problem;
+  const Isa& isa;
+  const PackedQueries& queries;
+  DocumentRows documents;
+  float* scores;
+  int32_t* argmax;
+
+  // Running max over one document for panels [from, to) of `best` and `winner`, which start at panel `from`.
+  int64_t score_panels(int64_t document, int64_t from, int64_t to, float* best, int32_t* winner,
+                       Scratch& scratch) const {
+    std::fill(best, best + (to - from) * queries.lanes, -std::numeric_limits<float>::infinity());
+    if (winner) std::fill(winner, winner + (to - from) * queries.lanes, -1);
+    return documents.for_each_block(document, scratch, [&](PanelTask& task) {
+      task.panels = queries.panels.data() + from * queries.words * queries.lanes;
+      task.panel_count = to - from;
+      task.best = best;
+      task.winner = winner;
+      isa.score(task);
+    });
+  }
+
+  // Sum over one query's lanes, in token order and in double, so that the order of work never shows in a score.
+  void finish(int64_t query, int64_t pair, int64_t first_kept, const float* best, const int32_t* winner) const {
+    const int64_t from = queries.first_lane[query], to = queries.last_lane[query];
+    double sum = 0;
+    for (int64_t l = from; l < to; ++l)
+      sum += problem.normalize ? static_cast<double>(best[l - from]) * queries.inverse_norms[l] : best[l - from];
+    scores[pair] = first_kept < 0 ? problem.empty_score : static_cast<float>(sum);
+    if (!argmax) return;
+    int32_t* out = argmax + pair * problem.argmax_width;
+    std::fill(out, out + problem.argmax_width, -1);
+    if (first_kept < 0) return;
+    for (int64_t l = from; l < to; ++l)  // nothing beats -inf: then every kept token ties and the first one wins
+      out[queries.token[l]] = winner[l - from] < 0 ? static_cast<int32_t>(first_kept) : winner[l - from];
+  }
+};
+
+struct Item {
+  int64_t document, from, to;  // panels
+};
+
+}  // namespace
+
+void forward(const Problem& problem, Path path, float* scores, int32_t* argmax) {
+  check_values(problem);
+  if (problem.pairs == 0) return;
+  const Isa& isa = choose_isa(path, problem.queries.dtype, problem.documents.dtype);
+  const PackedQueries queries = pack_queries(problem, isa);
+  const int64_t block = std::max<int64_t>(48, kBlockBytes / (queries.words * 4) / 48 * 48);
+  const Call call{problem, isa, queries, DocumentRows{problem, isa, queries.words, block}, scores, argmax};
+
+  const bool cross = problem.pairing == Pairing::cross;
+  const int64_t items = cross ? problem.documents.count : problem.pairs;
+  const auto query_of = [&](int64_t pair) {
+    return problem.pairing == Pairing::slab ? pair / problem.documents.inner : problem.query_ids[pair];
+  };
+  const auto item = [&](int64_t i) {
+    if (cross) return Item{i, 0, queries.panel_count};
+    const int64_t query = query_of(i), from = queries.first_lane[query] / queries.lanes;
+    const int64_t to = (queries.last_lane[query] + queries.lanes - 1) / queries.lanes;
+    return Item{problem.pairing == Pairing::slab ? i : problem.document_ids[i], from, std::max(from, to)};
+  };
+  const auto finish_item = [&](int64_t i, int64_t first_kept, const float* best, const int32_t* winner) {
+    if (!cross) return call.finish(query_of(i), i, first_kept, best, winner);
+    for (int64_t q = 0; q < problem.queries.count; ++q) {
+      const int64_t lane = queries.first_lane[q];
+      call.finish(q, q * problem.documents.count + i, first_kept, best + lane, winner ? winner + lane : nullptr);
+    }
+  };
+
+  const int64_t widest = cross ? queries.panel_count : queries.longest;
+  const int64_t tokens = problem.documents.packed() && problem.documents.count
+                             ? problem.documents.extent / problem.documents.count + 1
+                             : problem.documents.extent;
+  const double work = static_cast<double>(items) * widest * queries.lanes * tokens * problem.queries.dim;
+  const bool serial = work < kSerialWork;
+  const int64_t threads = serial ? 1 : thread_count();
+  const auto no_scratch = [] { return Scratch{}; };
+  if (items >= 2 * threads || threads == 1) {
+    parallel_dynamic(items, serial, no_scratch, [&](int64_t i, Scratch& scratch) {
+      const Item it = item(i);
+      scratch.best.resize(widest * queries.lanes);
+      if (argmax) scratch.winner.resize(widest * queries.lanes);
+      int32_t* winner = argmax ? scratch.winner.data() : nullptr;
+      const int64_t first_kept = call.score_panels(it.document, it.from, it.to, scratch.best.data(), winner, scratch);
+      finish_item(i, first_kept, scratch.best.data(), winner);
+    });
+    return;
+  }
+  // Few documents, long queries: the panels of one document are shared out as well.
+  const int64_t chunks = std::max<int64_t>(1, std::min(widest, 4 * threads / items));
+  std::vector<float> best(items * widest * queries.lanes);
+  std::vector<int32_t> winner(argmax ? best.size() : 0);
+  std::vector<int64_t> first_kept(items * chunks, -1);
+  parallel_dynamic(items * chunks, false, no_scratch, [&](int64_t i, Scratch& scratch) {
+    const Item it = item(i / chunks);
+    const int64_t panels = it.to - it.from, chunk = i % chunks;
+    const int64_t from = it.from + panels * chunk / chunks, to = it.from + panels * (chunk + 1) / chunks;
+    const int64_t lane = ((i / chunks) * widest + from - it.from) * queries.lanes;
+    first_kept[i] = call.score_panels(it.document, from, to, best.data() + lane,
+                                      argmax ? winner.data() + lane : nullptr, scratch);
+  });
+  for (int64_t i = 0; i < items; ++i) {
+    const int64_t lane = i * widest * queries.lanes;
+    finish_item(i, first_kept[i * chunks], best.data() + lane, argmax ? winner.data() + lane : nullptr);
+  }
+}
+
+}  // namespace cpu
+}  // namespace maxsim

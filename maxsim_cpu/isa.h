@@ -1,0 +1,55 @@
+// What an instruction set provides: the few loops that touch every element. Everything else is ordinary C++.
+#pragma once
+
+#include "../maxsim_common/problem.h"
+
+namespace maxsim {
+namespace cpu {
+
+// Numbers are part of the ops' schema (`path`).
+enum class Path : int32_t { choose = 0, portable = 1, avx2 = 2, avx512 = 3, avx512_bf16 = 4, neon = 5 };
+
+// Queries are packed in panels of `lanes` tokens: word k of a panel holds feature k (fp32) or features 2k, 2k + 1
+// (bf16 pairs) of every lane, so the running max of a lane is one element of a vector and needs no shuffle.
+struct PanelTask {
+  const uint32_t* panels;  // [panel_count][words][lanes]
+  int64_t panel_count;
+  int64_t words;         // 4-byte words per row
+  const char* rows;      // document rows, read in place
+  int64_t row_stride;    // bytes
+  int64_t row_count;     // >= 1
+  const float* scale;    // factor per row (1 / norm), or null
+  const int32_t* index;  // document token of each row; null = first_index + row
+  int32_t first_index;
+  float* best;      // [panel_count][lanes] running max, updated
+  int32_t* winner;  // [panel_count][lanes] token of that max, updated; or null
+};
+
+struct Isa {
+  Path path;
+  int lanes;
+  bool bf16_pairs;  // `score` takes bf16 pairs instead of fp32 words
+  void (*score)(const PanelTask&);
+  void (*widen)(const void* source, DType, float* out, int64_t n);
+  void (*narrow)(const float* source, DType, void* out, int64_t n);
+  float (*dot)(const float* a, const float* b, int64_t n);
+  void (*accumulate)(float* sum, const void* row, DType, float factor, int64_t n);  // sum += factor * row
+};
+
+extern const Isa portable_isa;
+#if defined(__x86_64__)
+extern const Isa avx2_isa;
+extern const Isa avx512_isa;
+extern const Isa avx512_bf16_isa;
+#elif defined(__aarch64__)
+extern const Isa neon_isa;
+#endif
+
+// Bit p is set where this machine runs path p.
+int64_t available_paths();
+
+// The table for a call on these dtypes. Throws where `path` is not available here.
+const Isa& choose_isa(Path path, DType queries, DType documents);
+
+}  // namespace cpu
+}  // namespace maxsim

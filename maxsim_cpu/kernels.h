@@ -1,0 +1,302 @@
+// The loops of every instruction set, written once over a `Simd` of `lanes` floats.
+// Included by each isa_*.cpp under its own target pragma, so all of it has internal linkage.
+#pragma once
+
+#include <cstring>
+
+#include "isa.h"
+
+#define MAXSIM_UNROLL _Pragma("GCC unroll 32")
+#define MAXSIM_INLINE_ALWAYS inline __attribute__((always_inline))
+
+namespace maxsim {
+namespace cpu {
+namespace {
+
+MAXSIM_INLINE_ALWAYS float bf16_to_float(uint16_t bits) {
+  uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float out;
+  std::memcpy(&out, &wide, 4);
+  return out;
+}
+
+// Round to nearest even; a NaN keeps its sign and becomes quiet.
+MAXSIM_INLINE_ALWAYS uint16_t float_to_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded);
+}
+
+// Operands of one multiply-add: fp32 words, or bf16 pairs where the instruction set has a dot product for them.
+template <class Simd>
+struct Fp32Words {
+  using Word = typename Simd::F;
+  static constexpr bool bf16_pairs = false;
+  static MAXSIM_INLINE_ALWAYS Word load(const uint32_t* panel) {
+    return Simd::load(reinterpret_cast<const float*>(panel));
+  }
+  static MAXSIM_INLINE_ALWAYS Word broadcast(const char* word) {
+    float value;
+    std::memcpy(&value, word, 4);
+    return Simd::broadcast(value);
+  }
+  static MAXSIM_INLINE_ALWAYS typename Simd::F multiply_add(Word q, Word d, typename Simd::F sum) {
+    return Simd::fma(q, d, sum);
+  }
+};
+
+// P panels meet R rows. Every dot product runs over k in ascending order in one accumulator, whatever P and R are:
+// that is what makes a pair's score independent of its place in the call.
+template <class Simd, class Words, int P, int R, bool kWinner, bool kScale>
+MAXSIM_INLINE_ALWAYS void tile(const PanelTask& t, const uint32_t* panel, int64_t row, typename Simd::F (&best)[P],
+                               typename Simd::I (&winner)[P]) {
+  using F = typename Simd::F;
+  const int64_t panel_words = t.words * Simd::lanes;
+  const char* rows = t.rows + row * t.row_stride;
+  const int64_t stride = t.row_stride;
+  F sum[P][R];
+  MAXSIM_UNROLL
+  for (int p = 0; p < P; ++p) {
+    MAXSIM_UNROLL
+    for (int r = 0; r < R; ++r) sum[p][r] = Simd::zero();
+  }
+  for (int64_t k = 0; k < t.words; ++k) {
+    typename Words::Word q[P];
+    MAXSIM_UNROLL
+    for (int p = 0; p < P; ++p) q[p] = Words::load(panel + p * panel_words + k * Simd::lanes);
+    MAXSIM_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const typename Words::Word d = Words::broadcast(rows + r * stride + k * 4);
+      MAXSIM_UNROLL
+      for (int p = 0; p < P; ++p) sum[p][r] = Words::multiply_add(q[p], d, sum[p][r]);
+    }
+  }
+  MAXSIM_UNROLL
+  for (int p = 0; p < P; ++p) {
+    if (kScale) {
+      MAXSIM_UNROLL
+      for (int r = 0; r < R; ++r) sum[p][r] = Simd::mul(sum[p][r], Simd::broadcast(t.scale[row + r]));
+    }
+    typename Simd::Mask nan = Simd::unordered(sum[p][0], sum[p][R - 1]);
+    MAXSIM_UNROLL
+    for (int r = 1; r < (R + 1) / 2; ++r) nan = Simd::either(nan, Simd::unordered(sum[p][r], sum[p][R - 1 - r]));
+    // A vector max drops NaN or keeps it by operand order; a NaN must win and stay, so such a tile goes the exact way.
+    if (__builtin_expect(Simd::any(nan), 0)) {
+      MAXSIM_UNROLL
+      for (int r = 0; r < R; ++r) {
+        float value[Simd::lanes], top[Simd::lanes];
+        int32_t index[Simd::lanes];
+        Simd::store(value, sum[p][r]);
+        Simd::store(top, best[p]);
+        Simd::store(index, winner[p]);
+        const int32_t token = t.index ? t.index[row + r] : t.first_index + static_cast<int32_t>(row + r);
+        for (int l = 0; l < Simd::lanes; ++l) {
+          const bool wins = value[l] > top[l] || (value[l] != value[l] && top[l] == top[l]);
+          top[l] = wins ? value[l] : top[l];
+          index[l] = wins ? token : index[l];
+        }
+        best[p] = Simd::load(top);
+        winner[p] = Simd::load(index);
+      }
+      continue;
+    }
+    MAXSIM_UNROLL
+    for (int r = 0; r < R; ++r) {
+      if (kWinner) {
+        const int32_t token = t.index ? t.index[row + r] : t.first_index + static_cast<int32_t>(row + r);
+        const typename Simd::Mask wins = Simd::greater(sum[p][r], best[p]);
+        best[p] = Simd::select(wins, sum[p][r], best[p]);
+        winner[p] = Simd::select(wins, Simd::broadcast(token), winner[p]);
+      } else {
+        best[p] = Simd::max(sum[p][r], best[p]);  // returns the second operand, a NaN already found, when unordered
+      }
+    }
+  }
+}
+
+// Rows in steps of R, then a last step that overlaps the one before: meeting a row twice changes no max and no winner.
+template <class Simd, class Words, int P, int R, bool kWinner, bool kScale>
+void sweep(const PanelTask& t, int64_t first_panel, int64_t from, int64_t to) {
+  typename Simd::F best[P];
+  typename Simd::I winner[P];
+  const uint32_t* panel = t.panels + first_panel * t.words * Simd::lanes;
+  float* best_out = t.best + first_panel * Simd::lanes;
+  int32_t* winner_out = kWinner ? t.winner + first_panel * Simd::lanes : nullptr;
+  MAXSIM_UNROLL
+  for (int p = 0; p < P; ++p) {
+    best[p] = Simd::load(best_out + p * Simd::lanes);
+    winner[p] = kWinner ? Simd::load(winner_out + p * Simd::lanes) : Simd::broadcast(int32_t{-1});
+  }
+  int64_t row = from;
+  for (; row + R <= to; row += R) tile<Simd, Words, P, R, kWinner, kScale>(t, panel, row, best, winner);
+  if (row < to) tile<Simd, Words, P, R, kWinner, kScale>(t, panel, to - R, best, winner);
+  MAXSIM_UNROLL
+  for (int p = 0; p < P; ++p) {
+    Simd::store(best_out + p * Simd::lanes, best[p]);
+    if (kWinner) Simd::store(winner_out + p * Simd::lanes, winner[p]);
+  }
+}
+
+// Full steps first, then the smallest step that covers what is left.
+template <class Simd, class Words, int P, bool kWinner, bool kScale>
+void score_panels(const PanelTask& t, int64_t first_panel) {
+  constexpr int R = Simd::rows;
+  const int64_t full = t.row_count / R * R, left = t.row_count - full;
+  if (full) sweep<Simd, Words, P, R, kWinner, kScale>(t, first_panel, 0, full);
+  if (left == 0) return;
+  if (left > R / 2 && full) {
+    sweep<Simd, Words, P, R, kWinner, kScale>(t, first_panel, t.row_count - R, t.row_count);
+  } else if (left > R / 4 && t.row_count >= R / 2) {
+    sweep<Simd, Words, P, R / 2, kWinner, kScale>(t, first_panel, full ? t.row_count - R / 2 : 0, t.row_count);
+  } else {
+    sweep<Simd, Words, P, 1, kWinner, kScale>(t, first_panel, full, t.row_count);
+  }
+}
+
+template <class Simd, class Words, bool kWinner, bool kScale>
+void score_all(const PanelTask& t) {
+  int64_t panel = 0;
+  for (; panel + Simd::panels <= t.panel_count; panel += Simd::panels)
+    score_panels<Simd, Words, Simd::panels, kWinner, kScale>(t, panel);
+  for (; panel < t.panel_count; ++panel) score_panels<Simd, Words, 1, kWinner, kScale>(t, panel);
+}
+
+template <class Simd, class Words>
+void score(const PanelTask& t) {
+  if (t.winner)
+    t.scale ? score_all<Simd, Words, true, true>(t) : score_all<Simd, Words, true, false>(t);
+  else
+    t.scale ? score_all<Simd, Words, false, true>(t) : score_all<Simd, Words, false, false>(t);
+}
+
+template <class Simd>
+MAXSIM_INLINE_ALWAYS typename Simd::F load_any(const char* source, DType type) {
+  switch (type) {
+    case DType::f32:
+      return Simd::load(reinterpret_cast<const float*>(source));
+    case DType::f16:
+      return Simd::load_f16(reinterpret_cast<const uint16_t*>(source));
+    default:
+      return Simd::load_bf16(reinterpret_cast<const uint16_t*>(source));
+  }
+}
+
+// Calls body(k, vector) over n elements of any dtype; the last one is filled up with zeros.
+template <class Simd, class Body>
+MAXSIM_INLINE_ALWAYS void for_each_vector(const void* source, DType type, int64_t n, Body body) {
+  const char* bytes = static_cast<const char*>(source);
+  const int64_t size = element_size(type);
+  int64_t k = 0;
+  for (; k + Simd::lanes <= n; k += Simd::lanes) body(k, Simd::lanes, load_any<Simd>(bytes + k * size, type));
+  if (k < n) {
+    char padded[Simd::lanes * 4] = {};
+    std::memcpy(padded, bytes + k * size, (n - k) * size);
+    body(k, static_cast<int>(n - k), load_any<Simd>(padded, type));
+  }
+}
+
+template <class Simd>
+struct Widen {
+  float* out;
+  MAXSIM_INLINE_ALWAYS void operator()(int64_t k, int count, typename Simd::F v) const {
+    if (count == Simd::lanes) {
+      Simd::store(out + k, v);
+    } else {
+      float part[Simd::lanes];
+      Simd::store(part, v);
+      std::memcpy(out + k, part, count * sizeof(float));
+    }
+  }
+};
+
+template <class Simd>
+void widen(const void* source, DType type, float* out, int64_t n) {
+  for_each_vector<Simd>(source, type, n, Widen<Simd>{out});
+}
+
+template <class Simd>
+void narrow(const float* source, DType type, void* out, int64_t n) {
+  if (type == DType::f32) {
+    std::memcpy(out, source, n * sizeof(float));
+    return;
+  }
+  uint16_t* half = static_cast<uint16_t*>(out);
+  if (type == DType::bf16) {
+    for (int64_t k = 0; k < n; ++k) half[k] = float_to_bf16(source[k]);
+    return;
+  }
+  int64_t k = 0;
+  for (; k + Simd::lanes <= n; k += Simd::lanes) Simd::store_f16(half + k, Simd::load(source + k));
+  if (k < n) {
+    float padded[Simd::lanes] = {};
+    uint16_t part[Simd::lanes];
+    std::memcpy(padded, source + k, (n - k) * sizeof(float));
+    Simd::store_f16(part, Simd::load(padded));
+    std::memcpy(half + k, part, (n - k) * sizeof(uint16_t));
+  }
+}
+
+template <class Simd>
+struct Dot {
+  const float* other;
+  int64_t n;
+  typename Simd::F sum;
+  MAXSIM_INLINE_ALWAYS void operator()(int64_t k, int count, typename Simd::F v) {
+    if (count == Simd::lanes) {
+      sum = Simd::fma(v, Simd::load(other + k), sum);
+    } else {
+      float padded[Simd::lanes] = {};
+      std::memcpy(padded, other + k, count * sizeof(float));
+      sum = Simd::fma(v, Simd::load(padded), sum);
+    }
+  }
+};
+
+template <class Simd>
+float dot(const float* a, const float* b, int64_t n) {
+  Dot<Simd> body{b, n, Simd::zero()};
+  const int64_t full = n / Simd::lanes * Simd::lanes;
+  for (int64_t k = 0; k < full; k += Simd::lanes) body(k, Simd::lanes, Simd::load(a + k));
+  if (full < n) {
+    float padded[Simd::lanes] = {};
+    std::memcpy(padded, a + full, (n - full) * sizeof(float));
+    body(full, static_cast<int>(n - full), Simd::load(padded));
+  }
+  float part[Simd::lanes];
+  Simd::store(part, body.sum);
+  for (int width = Simd::lanes / 2; width; width /= 2)
+    for (int l = 0; l < width; ++l) part[l] += part[l + width];
+  return part[0];
+}
+
+template <class Simd>
+struct Accumulate {
+  float* sum;
+  typename Simd::F factor;
+  MAXSIM_INLINE_ALWAYS void operator()(int64_t k, int count, typename Simd::F v) const {
+    if (count == Simd::lanes) {
+      Simd::store(sum + k, Simd::fma(factor, v, Simd::load(sum + k)));
+    } else {
+      float part[Simd::lanes] = {};
+      std::memcpy(part, sum + k, count * sizeof(float));
+      Simd::store(part, Simd::fma(factor, v, Simd::load(part)));
+      std::memcpy(sum + k, part, count * sizeof(float));
+    }
+  }
+};
+
+template <class Simd>
+void accumulate(float* sum, const void* row, DType type, float factor, int64_t n) {
+  for_each_vector<Simd>(row, type, n, Accumulate<Simd>{sum, Simd::broadcast(factor)});
+}
+
+template <class Simd, class Words>
+constexpr Isa make_isa(Path path) {
+  return Isa{path,          Simd::lanes,  Words::bf16_pairs, score<Simd, Words>,
+             widen<Simd>,   narrow<Simd>, dot<Simd>,         accumulate<Simd>};
+}
+
+}  // namespace
+}  // namespace cpu
+}  // namespace maxsim

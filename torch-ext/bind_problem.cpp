@@ -1,0 +1,165 @@
+// From op arguments to a Problem: the only place that knows which tensor shapes mean which layout.
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "torch_binding.h"
+
+namespace maxsim {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+template <class... Parts>
+void require(bool holds, const Parts&... parts) {
+  if (holds) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+std::string shape_of(const Tensor& t) {
+  std::ostringstream out;
+  out << "[";
+  for (int64_t i = 0; i < t.dim(); ++i) out << (i ? ", " : "") << t.size(i);
+  out << "]";
+  return out.str();
+}
+
+DType dtype_of(const Tensor& t, const char* name) {
+  const ScalarType type = t.scalar_type();
+  require(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16, name,
+          " must be float16, bfloat16 or float32");
+  return type == ScalarType::Float ? DType::f32 : type == ScalarType::Half ? DType::f16 : DType::bf16;
+}
+
+void require_same_device(const Tensor& t, const Tensor& queries, const char* name) {
+  int32_t type = 0, expected = 0;
+  aoti_torch_get_device_type(t.get(), &type);
+  aoti_torch_get_device_type(queries.get(), &expected);
+  require(type == expected && t.get_device_index() == queries.get_device_index(), name,
+          " must be on the same device as queries");
+}
+
+IndexView index_view(const Tensor& t, const Tensor& queries, const char* name) {
+  const ScalarType type = t.scalar_type();
+  require(type == ScalarType::Int || type == ScalarType::Long, name, " must be int32 or int64");
+  require_same_device(t, queries, name);
+  return IndexView{t.const_data_ptr(), t.dim() ? t.stride(t.dim() - 1) : 1, type == ScalarType::Long};
+}
+
+struct SideNames {
+  const char *tokens, *offsets, *lengths, *mask;
+};
+
+Segments bind_side(const Tensor& tokens, const MaybeTensor& offsets, const MaybeTensor& lengths,
+                   const MaybeTensor& mask, const Tensor& queries, const SideNames& names) {
+  Segments side;
+  const int64_t dims = tokens.dim();
+  side.data = tokens.const_data_ptr();
+  side.dtype = dtype_of(tokens, names.tokens);
+  require_same_device(tokens, queries, names.tokens);
+  side.dim = tokens.size(dims - 1);
+  side.extent = tokens.size(dims - 2);
+  side.token_stride = tokens.stride(dims - 2);
+  side.feature_stride = tokens.stride(dims - 1);
+  require(side.dim >= 1, names.tokens, " must have at least one feature; got ", shape_of(tokens));
+  if (offsets) {
+    require(dims == 2, names.offsets, " goes with packed ", names.tokens, " [T, d]; got ", shape_of(tokens));
+    require(!lengths, names.lengths, " cannot be combined with ", names.offsets);
+    require(offsets->dim() == 1 && offsets->size(0) >= 1, names.offsets, " must be [segments + 1]; got ",
+            shape_of(*offsets));
+    side.offsets = index_view(*offsets, queries, names.offsets);
+    side.count = offsets->size(0) - 1;
+  } else {
+    require(dims >= 3, names.tokens, " must be padded, or packed [T, d] with ", names.offsets, "; got ",
+            shape_of(tokens));
+    side.count = tokens.size(0);
+    side.segment_stride.outer = tokens.stride(0);
+    if (dims == 4) {
+      side.inner = tokens.size(1) > 0 ? tokens.size(1) : 1;
+      side.count *= tokens.size(1);
+      side.segment_stride.inner = tokens.stride(1);
+    }
+  }
+  if (lengths) {
+    bool matches = lengths->dim() == dims - 2;
+    for (int64_t i = 0; matches && i < dims - 2; ++i) matches = lengths->size(i) == tokens.size(i);
+    require(matches, names.lengths, " must have the leading shape of ", names.tokens, " ", shape_of(tokens), "; got ",
+            shape_of(*lengths));
+    side.lengths = index_view(*lengths, queries, names.lengths);
+    side.lengths_stride.outer = lengths->stride(0);
+    if (dims == 4) side.lengths_stride.inner = lengths->stride(1);
+  }
+  if (mask) {
+    bool matches = mask->dim() == dims - 1;
+    for (int64_t i = 0; matches && i < dims - 1; ++i) matches = mask->size(i) == tokens.size(i);
+    require(matches, names.mask, " must have the token shape of ", names.tokens, " ", shape_of(tokens), "; got ",
+            shape_of(*mask));
+    require(mask->scalar_type() == ScalarType::Bool, names.mask, " must be bool");
+    require_same_device(*mask, queries, names.mask);
+    side.mask = static_cast<const uint8_t*>(mask->const_data_ptr());
+    side.mask_token_stride = mask->stride(dims - 2);
+    if (!offsets) side.mask_stride.outer = mask->stride(0);
+    if (dims == 4) side.mask_stride.inner = mask->stride(1);
+  }
+  return side;
+}
+
+}  // namespace
+
+BoundProblem bind_problem(const ProblemArguments& a, bool normalize, double empty_score, int64_t argmax_width) {
+  const int64_t query_dims = a.queries.dim(), document_dims = a.documents.dim();
+  require(query_dims == 2 || query_dims == 3, "queries must be [Nq, Lq, d] or packed [T, d]; got ",
+          shape_of(a.queries));
+  require(document_dims >= 2 && document_dims <= 4,
+          "documents must be [Nd, Ld, d], [Nq, K, Ld, d] or packed [T, d]; got ", shape_of(a.documents));
+  BoundProblem bound;
+  Problem& problem = bound.problem;
+  problem.queries = bind_side(a.queries, a.query_offsets, a.query_lengths, a.query_mask, a.queries,
+                              {"queries", "query_offsets", "query_lengths", "query_mask"});
+  problem.documents = bind_side(a.documents, a.document_offsets, a.document_lengths, a.document_mask, a.queries,
+                                {"documents", "document_offsets", "document_lengths", "document_mask"});
+  require(problem.queries.dim == problem.documents.dim, "queries and documents must share the embedding dim; got ",
+          shape_of(a.queries), " and ", shape_of(a.documents));
+  problem.normalize = normalize;
+  problem.empty_score = static_cast<float>(empty_score);
+  problem.argmax_width = argmax_width;
+  require(argmax_width >= 0, "argmax_width must not be negative; got ", argmax_width);
+
+  require(a.pair_queries.has_value() == a.pair_documents.has_value(),
+          "pair_queries and pair_documents must be given together");
+  if (a.pair_queries) {
+    require(document_dims != 4, "pair ids do not go with own-slab documents ", shape_of(a.documents));
+    require(a.pair_queries->dim() == 1 && a.pair_documents->dim() == 1 &&
+                a.pair_queries->size(0) == a.pair_documents->size(0),
+            "pair_queries and pair_documents must be [P] each; got ", shape_of(*a.pair_queries), " and ",
+            shape_of(*a.pair_documents));
+    problem.pairing = Pairing::list;
+    problem.query_ids = index_view(*a.pair_queries, a.queries, "pair_queries");
+    problem.document_ids = index_view(*a.pair_documents, a.queries, "pair_documents");
+    problem.pairs = bound.score_shape[0] = a.pair_queries->size(0);
+    bound.score_dims = 1;
+  } else if (document_dims == 4) {
+    require(a.documents.size(0) == problem.queries.count,
+            "own-slab documents need one slab per query; got ", shape_of(a.documents), " for ",
+            problem.queries.count, " queries");
+    problem.pairing = Pairing::slab;
+    bound.score_dims = 2;
+    bound.score_shape[0] = a.documents.size(0);
+    bound.score_shape[1] = a.documents.size(1);
+    problem.pairs = problem.documents.count;
+  } else {
+    problem.pairing = Pairing::cross;
+    bound.score_dims = 2;
+    bound.score_shape[0] = problem.queries.count;
+    bound.score_shape[1] = problem.documents.count;
+    problem.pairs = problem.queries.count * problem.documents.count;
+  }
+  return bound;
+}
+
+}  // namespace maxsim
