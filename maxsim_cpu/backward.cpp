@@ -74,7 +74,8 @@ struct Norms {
           const int64_t begin = side.begin(s);
           for (int64_t t = 0; t < first[s + 1] - first[s]; ++t) {
             widen_row(isa, side, row_pointer(side, begin, t), wide.data());
-            inverse[first[s] + t] = inverse_norm(isa, wide.data(), side.dim);
+            isa.inverse_norms(reinterpret_cast<const char*>(wide.data()), 0, DType::f32, 1, side.dim,
+                              inverse.data() + first[s] + t);
           }
         });
   }
@@ -105,11 +106,12 @@ struct Gradient {
       isa.accumulate(sum, row, other.dtype, factor, own.dim);
     } else {
       widen_row(isa, other, row, scratch.wide.data());
-      isa.accumulate(sum, scratch.wide.data(), DType::f32, factor, own.dim);
+      isa.accumulate(sum, reinterpret_cast<const char*>(scratch.wide.data()), DType::f32, factor, own.dim);
     }
   }
 
-  // Chain rule through x / max(|x|, eps): inverse * (g - u <u, g>) with u = x * inverse; below eps only the scale is left.
+  // Chain rule through x / max(|x|, eps): inverse * (g - u <u, g>) with u = x * inverse; below eps only the scale is
+  // left.
   void through_norm(float* sum, int64_t segment, int64_t token, Scratch& scratch) const {
     const float inverse = own_norms.of(segment, token);
     float projection = 0.f;
@@ -191,12 +193,20 @@ void backward(const Problem& problem, Path path, const float* grad_scores, const
   const Isa& isa = choose_isa(path, problem.queries.dtype, problem.documents.dtype);
   const Norms query_norms(problem, problem.queries, isa), document_norms(problem, problem.documents, isa);
   if (grad_queries)
-    Gradient{problem, isa,  problem.queries, problem.documents, query_norms, document_norms,
-             true,    grad_scores, argmax,   static_cast<char*>(grad_queries)}
+    Gradient{problem,
+             isa,
+             problem.queries,
+             problem.documents,
+             query_norms,
+             document_norms,
+             true,
+             grad_scores,
+             argmax,
+             static_cast<char*>(grad_queries)}
         .run();
   if (grad_documents)
-    Gradient{problem, isa,  problem.documents, problem.queries, document_norms, query_norms,
-             false,   grad_scores, argmax,     static_cast<char*>(grad_documents)}
+    Gradient{problem,     isa,   problem.documents, problem.queries, document_norms,
+             query_norms, false, grad_scores,       argmax,          static_cast<char*>(grad_documents)}
         .run();
 }
 

@@ -28,17 +28,18 @@ struct PackedQueries {
   int64_t longest = 0;  // panels of the longest query
 };
 
-void pack_row(const Isa& isa, const Segments& side, const char* row, uint32_t* words, float* wide) {
-  if (isa.bf16_pairs) {
-    uint16_t* half = reinterpret_cast<uint16_t*>(words);
-    const uint16_t* source = reinterpret_cast<const uint16_t*>(row);
-    for (int64_t k = 0; k < side.dim; ++k) half[k] = source[k * side.feature_stride];
-    if (side.dim % 2) half[side.dim] = 0;
-    if (wide) isa.widen(words, DType::bf16, wide, side.dim);
-  } else {
+DType word_type(const Isa& isa) { return isa.bf16_pairs ? DType::bf16 : DType::f32; }
+
+// One row as the words that the kernel multiplies.
+void pack_row(const Isa& isa, const Segments& side, const char* row, uint32_t* words) {
+  if (!isa.bf16_pairs) {
     widen_row(isa, side, row, reinterpret_cast<float*>(words));
-    if (wide) std::memcpy(wide, words, side.dim * sizeof(float));
+    return;
   }
+  uint16_t* half = reinterpret_cast<uint16_t*>(words);
+  const uint16_t* source = reinterpret_cast<const uint16_t*>(row);
+  for (int64_t k = 0; k < side.dim; ++k) half[k] = source[k * side.feature_stride];
+  if (side.dim % 2) half[side.dim] = 0;
 }
 
 PackedQueries pack_queries(const Problem& problem, const Isa& isa) {
@@ -66,22 +67,18 @@ PackedQueries pack_queries(const Problem& problem, const Isa& isa) {
   rows.resize(out.panel_count * out.lanes, nullptr);
   out.panels.resize(out.panel_count * out.words * out.lanes);
   if (problem.normalize) out.inverse_norms.resize(rows.size());
-  struct Scratch {
-    std::vector<uint32_t> words;
-    std::vector<float> wide;
-  };
   parallel_dynamic(
-      out.panel_count, out.panel_count < 64,
-      [&] { return Scratch{std::vector<uint32_t>(out.words), std::vector<float>(side.dim)}; },
-      [&](int64_t panel, Scratch& scratch) {
+      out.panel_count, out.panel_count < 64, [&] { return std::vector<uint32_t>(out.words); },
+      [&](int64_t panel, std::vector<uint32_t>& words) {
         for (int64_t l = 0; l < out.lanes; ++l) {
           const char* row = rows[panel * out.lanes + l];
           uint32_t* column = out.panels.data() + panel * out.words * out.lanes + l;
           if (!row) continue;
-          pack_row(isa, side, row, scratch.words.data(), problem.normalize ? scratch.wide.data() : nullptr);
-          for (int64_t k = 0; k < out.words; ++k) column[k * out.lanes] = scratch.words[k];
+          pack_row(isa, side, row, words.data());
+          for (int64_t k = 0; k < out.words; ++k) column[k * out.lanes] = words[k];
           if (problem.normalize)
-            out.inverse_norms[panel * out.lanes + l] = inverse_norm(isa, scratch.wide.data(), side.dim);
+            isa.inverse_norms(reinterpret_cast<const char*>(words.data()), 0, word_type(isa), 1, side.dim,
+                              out.inverse_norms.data() + panel * out.lanes + l);
         }
       });
   return out;
@@ -93,7 +90,6 @@ struct Scratch {
   std::vector<uint32_t> rows;
   std::vector<int32_t> index;
   std::vector<float> scale;
-  std::vector<float> wide;
 };
 
 // Walks a document's kept rows block by block; rows that the kernel can read in place are not copied.
@@ -145,30 +141,27 @@ struct DocumentRows {
 
   void place_rows(PanelTask& task, int64_t begin, Scratch& scratch) const {
     const Segments& side = problem.documents;
-    const bool direct = in_place() && !task.index;
-    if (direct) {
+    const int64_t size = element_size(side.dtype);
+    if (in_place() && !task.index) {
       task.rows = row_pointer(side, begin, task.first_index);
-      task.row_stride = side.token_stride * element_size(side.dtype);
+      task.row_stride = side.token_stride * size;
     } else {
       scratch.rows.resize(task.row_count * words);
       task.rows = reinterpret_cast<const char*>(scratch.rows.data());
       task.row_stride = words * 4;
+      if (!isa.bf16_pairs && side.feature_stride == 1 && !task.index) {
+        isa.widen(row_pointer(side, begin, task.first_index), side.token_stride * size, side.dtype, task.row_count,
+                  side.dim, reinterpret_cast<float*>(scratch.rows.data()));
+      } else {
+        for (int64_t r = 0; r < task.row_count; ++r)
+          pack_row(isa, side, row_pointer(side, begin, task.index ? task.index[r] : task.first_index + r),
+                   scratch.rows.data() + r * words);
+      }
     }
-    if (direct && !problem.normalize) return;
-    if (problem.normalize) {
-      scratch.scale.resize(task.row_count);
-      scratch.wide.resize(side.dim);
-      task.scale = scratch.scale.data();
-    }
-    for (int64_t r = 0; r < task.row_count; ++r) {
-      const char* row = row_pointer(side, begin, task.index ? task.index[r] : task.first_index + r);
-      float* wide = problem.normalize ? scratch.wide.data() : nullptr;
-      if (direct)
-        isa.widen(row, side.dtype, wide, side.dim);
-      else
-        pack_row(isa, side, row, scratch.rows.data() + r * words, wide);
-      if (wide) scratch.scale[r] = inverse_norm(isa, wide, side.dim);
-    }
+    if (!problem.normalize) return;
+    scratch.scale.resize(task.row_count);
+    task.scale = scratch.scale.data();
+    isa.inverse_norms(task.rows, task.row_stride, word_type(isa), task.row_count, side.dim, scratch.scale.data());
   }
 };
 
@@ -272,8 +265,8 @@ void forward(const Problem& problem, Path path, float* scores, int32_t* argmax) 
     const int64_t panels = it.to - it.from, chunk = i % chunks;
     const int64_t from = it.from + panels * chunk / chunks, to = it.from + panels * (chunk + 1) / chunks;
     const int64_t lane = ((i / chunks) * widest + from - it.from) * queries.lanes;
-    first_kept[i] = call.score_panels(it.document, from, to, best.data() + lane,
-                                      argmax ? winner.data() + lane : nullptr, scratch);
+    first_kept[i] =
+        call.score_panels(it.document, from, to, best.data() + lane, argmax ? winner.data() + lane : nullptr, scratch);
   });
   for (int64_t i = 0; i < items; ++i) {
     const int64_t lane = i * widest * queries.lanes;

@@ -30,10 +30,13 @@ struct Isa {
   int lanes;
   bool bf16_pairs;  // `score` takes bf16 pairs instead of fp32 words
   void (*score)(const PanelTask&);
-  void (*widen)(const void* source, DType, float* out, int64_t n);
+  // `count` rows, `stride` bytes apart, of contiguous features; out is [count, dim].
+  void (*widen)(const char* rows, int64_t stride, DType, int64_t count, int64_t dim, float* out);
+  // 1 / max(norm, kNormEps) of each row; a NaN norm stays NaN.
+  void (*inverse_norms)(const char* rows, int64_t stride, DType, int64_t count, int64_t dim, float* out);
   void (*narrow)(const float* source, DType, void* out, int64_t n);
   float (*dot)(const float* a, const float* b, int64_t n);
-  void (*accumulate)(float* sum, const void* row, DType, float factor, int64_t n);  // sum += factor * row
+  void (*accumulate)(float* sum, const char* row, DType, float factor, int64_t n);  // sum += factor * row
 };
 
 extern const Isa portable_isa;

@@ -61,8 +61,8 @@ struct Portable {
     bool v[lanes];
   };
 
-#define MAXSIM_EACH_LANE(type, expression)         \
-  type out;                                        \
+#define MAXSIM_EACH_LANE(type, expression)               \
+  type out;                                              \
   for (int l = 0; l < lanes; ++l) out.v[l] = expression; \
   return out
 

@@ -170,50 +170,115 @@ void score(const PanelTask& t) {
     t.scale ? score_all<Simd, Words, false, true>(t) : score_all<Simd, Words, false, false>(t);
 }
 
-template <class Simd>
-MAXSIM_INLINE_ALWAYS typename Simd::F load_any(const char* source, DType type) {
-  switch (type) {
-    case DType::f32:
-      return Simd::load(reinterpret_cast<const float*>(source));
-    case DType::f16:
-      return Simd::load_f16(reinterpret_cast<const uint16_t*>(source));
-    default:
-      return Simd::load_bf16(reinterpret_cast<const uint16_t*>(source));
+// Loads `lanes` elements of one dtype, or the last few of a row filled up with zeros.
+template <class Simd, DType kType>
+struct Row {
+  static constexpr int64_t size = kType == DType::f32 ? 4 : 2;
+  static MAXSIM_INLINE_ALWAYS typename Simd::F load(const char* source) {
+    if (kType == DType::f32) return Simd::load(reinterpret_cast<const float*>(source));
+    const uint16_t* half = reinterpret_cast<const uint16_t*>(source);
+    return kType == DType::f16 ? Simd::load_f16(half) : Simd::load_bf16(half);
   }
-}
-
-// Calls body(k, vector) over n elements of any dtype; the last one is filled up with zeros.
-template <class Simd, class Body>
-MAXSIM_INLINE_ALWAYS void for_each_vector(const void* source, DType type, int64_t n, Body body) {
-  const char* bytes = static_cast<const char*>(source);
-  const int64_t size = element_size(type);
-  int64_t k = 0;
-  for (; k + Simd::lanes <= n; k += Simd::lanes) body(k, Simd::lanes, load_any<Simd>(bytes + k * size, type));
-  if (k < n) {
-    char padded[Simd::lanes * 4] = {};
-    std::memcpy(padded, bytes + k * size, (n - k) * size);
-    body(k, static_cast<int>(n - k), load_any<Simd>(padded, type));
-  }
-}
-
-template <class Simd>
-struct Widen {
-  float* out;
-  MAXSIM_INLINE_ALWAYS void operator()(int64_t k, int count, typename Simd::F v) const {
-    if (count == Simd::lanes) {
-      Simd::store(out + k, v);
-    } else {
-      float part[Simd::lanes];
-      Simd::store(part, v);
-      std::memcpy(out + k, part, count * sizeof(float));
-    }
+  static MAXSIM_INLINE_ALWAYS typename Simd::F load_part(const char* source, int64_t count) {
+    char padded[Simd::lanes * size] = {};
+    std::memcpy(padded, source, count * size);
+    return load(padded);
   }
 };
 
 template <class Simd>
-void widen(const void* source, DType type, float* out, int64_t n) {
-  for_each_vector<Simd>(source, type, n, Widen<Simd>{out});
+MAXSIM_INLINE_ALWAYS void store_part(float* out, typename Simd::F v, int64_t count) {
+  float part[Simd::lanes];
+  Simd::store(part, v);
+  std::memcpy(out, part, count * sizeof(float));
 }
+
+template <class Simd>
+MAXSIM_INLINE_ALWAYS float sum_lanes(typename Simd::F v) {
+  float part[Simd::lanes];
+  Simd::store(part, v);
+  MAXSIM_UNROLL
+  for (int width = Simd::lanes / 2; width; width /= 2) {
+    MAXSIM_UNROLL
+    for (int l = 0; l < width; ++l) part[l] += part[l + width];
+  }
+  return part[0];
+}
+
+template <class Simd, DType kType>
+void widen_rows(const char* rows, int64_t stride, int64_t count, int64_t dim, float* out) {
+  using R = Row<Simd, kType>;
+  for (int64_t r = 0; r < count; ++r, rows += stride, out += dim) {
+    int64_t k = 0;
+    for (; k + Simd::lanes <= dim; k += Simd::lanes) Simd::store(out + k, R::load(rows + k * R::size));
+    if (k < dim) store_part<Simd>(out + k, R::load_part(rows + k * R::size, dim - k), dim - k);
+  }
+}
+
+template <class Simd, DType kType>
+void inverse_norms_of(const char* rows, int64_t stride, int64_t count, int64_t dim, float* out) {
+  using R = Row<Simd, kType>;
+  for (int64_t r = 0; r < count; ++r, rows += stride) {
+    typename Simd::F even = Simd::zero(), odd = Simd::zero();
+    int64_t k = 0;
+    for (; k + 2 * Simd::lanes <= dim; k += 2 * Simd::lanes) {
+      const typename Simd::F a = R::load(rows + k * R::size), b = R::load(rows + (k + Simd::lanes) * R::size);
+      even = Simd::fma(a, a, even);
+      odd = Simd::fma(b, b, odd);
+    }
+    for (; k < dim; k += Simd::lanes) {
+      const int64_t left = dim - k;
+      const typename Simd::F a =
+          left < Simd::lanes ? R::load_part(rows + k * R::size, left) : R::load(rows + k * R::size);
+      even = Simd::fma(a, a, even);
+    }
+    out[r] = sum_lanes<Simd>(Simd::fma(Simd::broadcast(1.f), even, odd));
+  }
+  for (int64_t r = 0; r < count; ++r) {
+    const float norm = __builtin_sqrtf(out[r]);
+    out[r] = 1.f / (norm < kNormEps ? kNormEps : norm);
+  }
+}
+
+template <class Simd, DType kType>
+void accumulate_row(float* sum, const char* row, float factor, int64_t dim) {
+  using R = Row<Simd, kType>;
+  const typename Simd::F f = Simd::broadcast(factor);
+  int64_t k = 0;
+  for (; k + Simd::lanes <= dim; k += Simd::lanes)
+    Simd::store(sum + k, Simd::fma(f, R::load(row + k * R::size), Simd::load(sum + k)));
+  if (k < dim) {
+    const typename Simd::F old = Row<Simd, DType::f32>::load_part(reinterpret_cast<const char*>(sum + k), dim - k);
+    store_part<Simd>(sum + k, Simd::fma(f, R::load_part(row + k * R::size, dim - k), old), dim - k);
+  }
+}
+
+#define MAXSIM_BY_DTYPE(type, function, ...)           \
+  switch (type) {                                      \
+    case DType::f32:                                   \
+      return function<Simd, DType::f32>(__VA_ARGS__);  \
+    case DType::f16:                                   \
+      return function<Simd, DType::f16>(__VA_ARGS__);  \
+    case DType::bf16:                                  \
+      return function<Simd, DType::bf16>(__VA_ARGS__); \
+  }
+
+template <class Simd>
+void widen(const char* rows, int64_t stride, DType type, int64_t count, int64_t dim, float* out) {
+  MAXSIM_BY_DTYPE(type, widen_rows, rows, stride, count, dim, out)
+}
+
+template <class Simd>
+void inverse_norms(const char* rows, int64_t stride, DType type, int64_t count, int64_t dim, float* out) {
+  MAXSIM_BY_DTYPE(type, inverse_norms_of, rows, stride, count, dim, out)
+}
+
+template <class Simd>
+void accumulate(float* sum, const char* row, DType type, float factor, int64_t dim) {
+  MAXSIM_BY_DTYPE(type, accumulate_row, sum, row, factor, dim)
+}
+
+#undef MAXSIM_BY_DTYPE
 
 template <class Simd>
 void narrow(const float* source, DType type, void* out, int64_t n) {
@@ -229,72 +294,28 @@ void narrow(const float* source, DType type, void* out, int64_t n) {
   int64_t k = 0;
   for (; k + Simd::lanes <= n; k += Simd::lanes) Simd::store_f16(half + k, Simd::load(source + k));
   if (k < n) {
-    float padded[Simd::lanes] = {};
     uint16_t part[Simd::lanes];
-    std::memcpy(padded, source + k, (n - k) * sizeof(float));
-    Simd::store_f16(part, Simd::load(padded));
+    Simd::store_f16(part, Row<Simd, DType::f32>::load_part(reinterpret_cast<const char*>(source + k), n - k));
     std::memcpy(half + k, part, (n - k) * sizeof(uint16_t));
   }
 }
 
 template <class Simd>
-struct Dot {
-  const float* other;
-  int64_t n;
-  typename Simd::F sum;
-  MAXSIM_INLINE_ALWAYS void operator()(int64_t k, int count, typename Simd::F v) {
-    if (count == Simd::lanes) {
-      sum = Simd::fma(v, Simd::load(other + k), sum);
-    } else {
-      float padded[Simd::lanes] = {};
-      std::memcpy(padded, other + k, count * sizeof(float));
-      sum = Simd::fma(v, Simd::load(padded), sum);
-    }
-  }
-};
-
-template <class Simd>
 float dot(const float* a, const float* b, int64_t n) {
-  Dot<Simd> body{b, n, Simd::zero()};
-  const int64_t full = n / Simd::lanes * Simd::lanes;
-  for (int64_t k = 0; k < full; k += Simd::lanes) body(k, Simd::lanes, Simd::load(a + k));
-  if (full < n) {
-    float padded[Simd::lanes] = {};
-    std::memcpy(padded, a + full, (n - full) * sizeof(float));
-    body(full, static_cast<int>(n - full), Simd::load(padded));
-  }
-  float part[Simd::lanes];
-  Simd::store(part, body.sum);
-  for (int width = Simd::lanes / 2; width; width /= 2)
-    for (int l = 0; l < width; ++l) part[l] += part[l + width];
-  return part[0];
-}
-
-template <class Simd>
-struct Accumulate {
-  float* sum;
-  typename Simd::F factor;
-  MAXSIM_INLINE_ALWAYS void operator()(int64_t k, int count, typename Simd::F v) const {
-    if (count == Simd::lanes) {
-      Simd::store(sum + k, Simd::fma(factor, v, Simd::load(sum + k)));
-    } else {
-      float part[Simd::lanes] = {};
-      std::memcpy(part, sum + k, count * sizeof(float));
-      Simd::store(part, Simd::fma(factor, v, Simd::load(part)));
-      std::memcpy(sum + k, part, count * sizeof(float));
-    }
-  }
-};
-
-template <class Simd>
-void accumulate(float* sum, const void* row, DType type, float factor, int64_t n) {
-  for_each_vector<Simd>(row, type, n, Accumulate<Simd>{sum, Simd::broadcast(factor)});
+  using R = Row<Simd, DType::f32>;
+  typename Simd::F sum = Simd::zero();
+  int64_t k = 0;
+  for (; k + Simd::lanes <= n; k += Simd::lanes) sum = Simd::fma(Simd::load(a + k), Simd::load(b + k), sum);
+  if (k < n)
+    sum = Simd::fma(R::load_part(reinterpret_cast<const char*>(a + k), n - k),
+                    R::load_part(reinterpret_cast<const char*>(b + k), n - k), sum);
+  return sum_lanes<Simd>(sum);
 }
 
 template <class Simd, class Words>
 constexpr Isa make_isa(Path path) {
-  return Isa{path,          Simd::lanes,  Words::bf16_pairs, score<Simd, Words>,
-             widen<Simd>,   narrow<Simd>, dot<Simd>,         accumulate<Simd>};
+  return Isa{path,         Simd::lanes, Words::bf16_pairs, score<Simd, Words>, widen<Simd>, inverse_norms<Simd>,
+             narrow<Simd>, dot<Simd>,   accumulate<Simd>};
 }
 
 }  // namespace

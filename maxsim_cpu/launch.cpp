@@ -3,7 +3,6 @@
 
 #include <torch/csrc/stable/c/shim.h>
 
-#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -54,17 +53,11 @@ void check_values(const Problem& problem) {
 }
 
 void widen_row(const Isa& isa, const Segments& side, const char* row, float* out) {
-  if (side.feature_stride == 1) {
-    isa.widen(row, side.dtype, out, side.dim);
-    return;
-  }
-  const int64_t step = side.feature_stride * element_size(side.dtype);
-  for (int64_t k = 0; k < side.dim; ++k) isa.widen(row + k * step, side.dtype, out + k, 1);
-}
-
-float inverse_norm(const Isa& isa, const float* row, int64_t dim) {
-  const float norm = std::sqrt(isa.dot(row, row, dim));
-  return 1.f / (norm < kNormEps ? kNormEps : norm);  // a NaN norm stays NaN
+  // Spread features are rows of one feature each.
+  if (side.feature_stride == 1)
+    isa.widen(row, 0, side.dtype, 1, side.dim, out);
+  else
+    isa.widen(row, side.feature_stride * element_size(side.dtype), side.dtype, side.dim, 1, out);
 }
 
 int64_t thread_count() {

@@ -31,9 +31,6 @@ inline bool kept(const Segments& side, int64_t mask_begin, int64_t token) {
 // One row as contiguous fp32, whatever its dtype and feature stride.
 void widen_row(const Isa& isa, const Segments& side, const char* row, float* out);
 
-// torch.nn.functional.normalize's factor for a row.
-float inverse_norm(const Isa& isa, const float* row, int64_t dim);
-
 int64_t thread_count();
 void run_parallel(int64_t threads, void (*body)(void* context), void* context);
 

@@ -144,9 +144,8 @@ BoundProblem bind_problem(const ProblemArguments& a, bool normalize, double empt
     problem.pairs = bound.score_shape[0] = a.pair_queries->size(0);
     bound.score_dims = 1;
   } else if (document_dims == 4) {
-    require(a.documents.size(0) == problem.queries.count,
-            "own-slab documents need one slab per query; got ", shape_of(a.documents), " for ",
-            problem.queries.count, " queries");
+    require(a.documents.size(0) == problem.queries.count, "own-slab documents need one slab per query; got ",
+            shape_of(a.documents), " for ", problem.queries.count, " queries");
     problem.pairing = Pairing::slab;
     bound.score_dims = 2;
     bound.score_shape[0] = a.documents.size(0);

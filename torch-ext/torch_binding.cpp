@@ -16,15 +16,15 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-#define MAXSIM_PROBLEM_PARAMETERS                                                                                  \
+#define MAXSIM_PROBLEM_PARAMETERS                                                                                 \
   const Tensor &queries, const Tensor &documents, const MaybeTensor &query_offsets,                               \
       const MaybeTensor &document_offsets, const MaybeTensor &query_lengths, const MaybeTensor &document_lengths, \
       const MaybeTensor &query_mask, const MaybeTensor &document_mask, const MaybeTensor &pair_queries,           \
       const MaybeTensor &pair_documents
-#define MAXSIM_PROBLEM_ARGUMENTS                                                                                    \
+#define MAXSIM_PROBLEM_ARGUMENTS                                                                                   \
   queries, documents, query_offsets, document_offsets, query_lengths, document_lengths, query_mask, document_mask, \
       pair_queries, pair_documents
-#define MAXSIM_PROBLEM_SCHEMA                                                                                   \
+#define MAXSIM_PROBLEM_SCHEMA                                                                                  \
   "Tensor queries, Tensor documents, Tensor? query_offsets, Tensor? document_offsets, Tensor? query_lengths, " \
   "Tensor? document_lengths, Tensor? query_mask, Tensor? document_mask, Tensor? pair_queries, "                \
   "Tensor? pair_documents"
