@@ -1,0 +1,57 @@
+"""MaxSim, the late-interaction score of ColBERT and ColPali: sum over query tokens of the best document token.
+Exact, fused, forward and backward, over padded, packed, paired and per-query layouts."""
+
+from . import paths, reference
+from .reference import (
+    maxsim_reference,
+    maxsim_reference_with_argmax,
+    score_candidates_padded_reference,
+    score_candidates_padded_with_argmax_reference,
+    score_contrastive_reference,
+    score_contrastive_with_argmax_reference,
+    score_pairs_packed_reference,
+    score_pairs_packed_with_argmax_reference,
+)
+from .scoring import (
+    maxsim,
+    maxsim_padded,
+    maxsim_pairs,
+    maxsim_varlen,
+    maxsim_with_argmax,
+    score_candidates_padded,
+    score_candidates_padded_train,
+    score_candidates_padded_with_argmax,
+    score_contrastive,
+    score_contrastive_train,
+    score_contrastive_with_argmax,
+    score_pairs_packed,
+    score_pairs_packed_train,
+    score_pairs_packed_with_argmax,
+)
+
+__all__ = [
+    "maxsim",
+    "maxsim_padded",
+    "maxsim_pairs",
+    "maxsim_reference",
+    "maxsim_reference_with_argmax",
+    "maxsim_varlen",
+    "maxsim_with_argmax",
+    "paths",
+    "reference",
+    "score_candidates_padded",
+    "score_candidates_padded_reference",
+    "score_candidates_padded_train",
+    "score_candidates_padded_with_argmax",
+    "score_candidates_padded_with_argmax_reference",
+    "score_contrastive",
+    "score_contrastive_reference",
+    "score_contrastive_train",
+    "score_contrastive_with_argmax",
+    "score_contrastive_with_argmax_reference",
+    "score_pairs_packed",
+    "score_pairs_packed_reference",
+    "score_pairs_packed_train",
+    "score_pairs_packed_with_argmax",
+    "score_pairs_packed_with_argmax_reference",
+]

@@ -1,0 +1,19 @@
+"""The compiled ops, resolved once, and the device types that they serve: meta tensors get shapes."""
+
+from __future__ import annotations
+
+import torch
+
+from ._ops import add_op_namespace_prefix, ops
+
+forward = ops.forward.default
+forward_argmax = ops.forward_argmax.default
+backward = ops.backward.default
+available_paths = ops.available_paths.default
+default_path = ops.default_path.default
+
+DEVICES = frozenset(
+    device
+    for device, key in (("cpu", "CPU"), ("cuda", "CUDA"))
+    if torch._C._dispatch_has_kernel_for_dispatch_key(add_op_namespace_prefix("forward"), key)
+) | {"meta"}

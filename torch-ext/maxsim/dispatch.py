@@ -1,0 +1,53 @@
+"""The one corridor of every call: from a filled problem to the op that scores it.
+Inference takes the op without an autograd formula, because merely carrying one doubles the cost of a call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import _kernels, autograd, checks, paths, reference
+from .problem import Problem, argmax_width
+
+BACKWARD_MODES = {None: 0, "auto": 0, "unified": 1, "lowmem": 2}
+
+
+def run(
+    problem: Problem,
+    normalize: bool,
+    empty_score: float,
+    backward: str | None,
+    longest: int | None = None,
+    longest_name: str = "",
+    with_argmax: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """The fp32 scores of ``problem``, and the int32 argmax ``[*scores.shape, width]`` when asked for.
+
+    ``longest`` bounds the packed queries and came in as the argument ``longest_name``.
+    """
+    mode = checks.option("backward", backward, BACKWARD_MODES)
+    normalize = checks.flag("normalize", normalize)
+    empty_score = checks.number("empty_score", empty_score)
+    device = problem.queries.device.type
+    if torch.is_autocast_enabled(device):
+        problem = _autocast(problem, torch.get_autocast_dtype(device))
+    if device not in _kernels.DEVICES:
+        width = argmax_width(problem, longest, longest_name) if with_argmax else None
+        return reference.score(problem, normalize, empty_score, width)
+    if with_argmax or _differentiable(problem):
+        width = argmax_width(problem, longest, longest_name)
+        return autograd.forward_argmax(*problem, normalize, empty_score, paths.forced, width, mode)
+    return _kernels.forward(*problem, normalize, empty_score, paths.forced), None
+
+
+def _differentiable(problem: Problem) -> bool:
+    """Whether a gradient may be asked of this call."""
+    if torch.is_grad_enabled() and (problem.queries.requires_grad or problem.documents.requires_grad):
+        return True
+    return forward_ad._current_level >= 0 or autograd.transformed()
+
+
+def _autocast(problem: Problem, dtype: torch.dtype) -> Problem:
+    """Both sides in the autocast dtype, as a matrix product would take them."""
+    return problem._replace(queries=problem.queries.to(dtype), documents=problem.documents.to(dtype))

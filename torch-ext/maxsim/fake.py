@@ -1,0 +1,36 @@
+"""What tracing needs to know of the ops: the shapes and dtypes that they return.
+It serves torch.compile, torch.export and meta tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._ops import add_op_namespace_prefix
+from .problem import Problem, scores_shape
+
+_ARGUMENTS = len(Problem._fields)
+
+
+@torch.library.register_fake(add_op_namespace_prefix("forward"))
+def _forward(*arguments: object) -> Tensor:
+    problem = Problem(*arguments[:_ARGUMENTS])
+    return problem.queries.new_empty(scores_shape(problem), dtype=torch.float32)
+
+
+@torch.library.register_fake(add_op_namespace_prefix("forward_argmax"))
+def _forward_argmax(*arguments: object) -> tuple[Tensor, Tensor]:
+    problem, argmax_width = Problem(*arguments[:_ARGUMENTS]), arguments[_ARGUMENTS + 3]
+    shape = scores_shape(problem)
+    new_empty = problem.queries.new_empty
+    return new_empty(shape, dtype=torch.float32), new_empty((*shape, argmax_width), dtype=torch.int32)
+
+
+@torch.library.register_fake(add_op_namespace_prefix("backward"))
+def _backward(grad_scores: Tensor, argmax: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    problem = Problem(*arguments[:_ARGUMENTS])
+    need_queries, need_documents = arguments[_ARGUMENTS + 1 : _ARGUMENTS + 3]
+    return (
+        problem.queries.new_empty(problem.queries.shape if need_queries else (0,)),
+        problem.documents.new_empty(problem.documents.shape if need_documents else (0,)),
+    )
