@@ -74,6 +74,10 @@ class Repository:
         self._git("fast-import", "--quiet", "--date-format=now", stdin=b"".join(stream))
         return self.refs()[ref]
 
+    def force(self, branch: str, commit: str) -> None:
+        """Point `branch` at a commit that is already here, as a forced push does."""
+        self._git("update-ref", f"refs/heads/{branch}", commit)
+
     def refs(self) -> dict[str, str]:
         """Full ref name (`refs/heads/v1`) to commit id."""
         lines = self._git("for-each-ref", "--format=%(refname) %(objectname)").decode().splitlines()

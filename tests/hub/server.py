@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 from hub.repository import Entry, Repository
 
+Query = dict[str, str]
 TREE_PAGE = 1000  # entries in one answer, the Hub's own limit
 
 
@@ -26,6 +27,9 @@ class Response:
     status: int
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
+
+
+Routes = list[tuple[re.Pattern[str], Callable[..., Response]]]
 
 
 def as_json(value: object, headers: dict[str, str] | None = None) -> Response:
@@ -76,15 +80,15 @@ class Hub:
             server.shutdown()
             server.server_close()
 
-    # Routes. Each takes the unquoted groups of its pattern and the query.
+    # Routes. Each takes the query and the unquoted groups of its pattern.
 
-    def organization(self, organization: str, **_: str) -> Response:
+    def organization(self, query: Query, organization: str) -> Response:
         if organization not in {repo_id.split("/")[0] for _type, repo_id in self._repositories}:
             return error(404, "OrganizationNotFound", "This organization does not exist")
         overview = {"name": organization, "fullname": organization, "avatarUrl": "", "type": "org"}
         return as_json({**overview, "trustedKernelPublisher": organization in self._trusted})
 
-    def refs(self, repo_type: str, repo_id: str) -> Response:
+    def refs(self, query: Query, repo_type: str, repo_id: str) -> Response:
         repository = self._repositories.get((repo_type, repo_id))
         if repository is None:
             return self._no_repository()
@@ -95,7 +99,7 @@ class Hub:
             group.append({"name": name, "ref": ref, "targetCommit": commit})
         return as_json(listing)
 
-    def info(self, repo_type: str, repo_id: str, revision: str = "main") -> Response:
+    def info(self, query: Query, repo_type: str, repo_id: str, revision: str = "main") -> Response:
         return self._at_revision(
             repo_type,
             repo_id,
@@ -105,14 +109,13 @@ class Hub:
             ),
         )
 
-    def tree(
-        self, repo_type: str, repo_id: str, revision: str, path: str = "", recursive: str = "false", **query: str
-    ) -> Response:
+    def tree(self, query: Query, repo_type: str, repo_id: str, revision: str, path: str = "") -> Response:
         def listing(repository: Repository, commit: str) -> Response:
             folder = f"{path}/" if path else ""
             if path and repository.entry(commit, path) is None:
                 return self._no_entry(path, commit)
             entries = [entry for entry in repository.tree(commit) if entry.path.startswith(folder)]
+            recursive = query.get("recursive", "false")
             if recursive != "true":
                 entries = [entry for entry in entries if "/" not in entry.path[len(folder) :]]
             start = int(query.get("cursor", 0))
@@ -125,7 +128,7 @@ class Hub:
 
         return self._at_revision(repo_type, repo_id, revision, listing)
 
-    def resolve(self, repo_type: str, repo_id: str, revision: str, path: str, **_: str) -> Response:
+    def resolve(self, query: Query, repo_type: str, repo_id: str, revision: str, path: str) -> Response:
         def file(repository: Repository, commit: str) -> Response:
             entry = repository.entry(commit, path)
             if entry is None or entry.kind != "file":
@@ -140,7 +143,7 @@ class Hub:
 
         return self._at_revision(repo_type, repo_id, revision, file)
 
-    def lfs_object(self, repo_id: str, sha256: str) -> Response:
+    def lfs_object(self, query: Query, repo_id: str, sha256: str) -> Response:
         """The stored bytes as they are: like a CDN, this does not check them against their name."""
         content = (self._repositories["kernel", repo_id].lfs_dir / sha256).read_bytes()
         return Response(200, content, {"ETag": f'"{sha256}"'})
@@ -165,7 +168,7 @@ class Hub:
     def _no_entry(path: str, commit: str) -> Response:
         return error(404, "EntryNotFound", f"{path} does not exist", {"X-Repo-Commit": commit})
 
-    def _server(self, routes: list[tuple[re.Pattern[str], Callable[..., Response]]]) -> ThreadingHTTPServer:
+    def _server(self, routes: Routes) -> ThreadingHTTPServer:
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -213,14 +216,12 @@ def describe(entry: Entry) -> dict[str, object]:
     return described
 
 
-def dispatch(
-    hub: Hub, routes: list[tuple[re.Pattern[str], Callable[..., Response]]], path: str, query: str
-) -> Response:
+def dispatch(hub: Hub, routes: Routes, path: str, query: str) -> Response:
     for pattern, route in routes:
         match = pattern.fullmatch(path)
         if match:
             groups = {name: unquote(value) for name, value in match.groupdict().items() if value is not None}
-            return route(hub, **groups, **{name: values[-1] for name, values in parse_qs(query).items()})
+            return route(hub, {name: values[-1] for name, values in parse_qs(query).items()}, **groups)
     return error(404, "NotFound", f"no such route: {path}")
 
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from importlib.metadata import distribution
 from types import ModuleType
 
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from kernels import Metadata, get_locked_kernel, install_kernel
 
 
@@ -25,10 +26,11 @@ def locked_maxsim() -> ModuleType:
     (entry,) = json.loads(lock_file.read_text())
     repo_id, commit = entry["dependency"]["repo-id"], entry["lock"]["commit"]
 
-    variant = install_kernel(repo_id, revision=commit, trust_remote_code=[repo_id])
+    consent = [repo_id]
+    variant = install_kernel(repo_id, revision=commit, local_files_only=HF_HUB_OFFLINE, trust_remote_code=consent)
     digest = Metadata.read_from_file(variant / "metadata.json").digest
     if digest is None:
         raise ValueError(f"{repo_id} at {commit} carries no digest to check its files against")
     digest.validate(type(digest).hash_variant(digest.algorithm, variant))
     # Without a path, `get_locked_kernel` of kernels 0.17.2 looks for the lock in its own package, not in its caller's.
-    return get_locked_kernel(repo_id, lockfile=lock_file.locate(), trust_remote_code=[repo_id])
+    return get_locked_kernel(repo_id, lockfile=lock_file.locate(), trust_remote_code=consent)

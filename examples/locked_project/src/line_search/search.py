@@ -28,7 +28,7 @@ def embed(text: str) -> torch.Tensor:
     """One unit vector [DIM] for every word of `text`: the counts of its letter trigrams, hashed."""
     words = re.findall(r"\w+", text.lower())
     vectors = torch.zeros(len(words), DIM)
-    for vector, word in zip(vectors, words):
+    for vector, word in zip(vectors, words, strict=True):
         marked = f"^{word}$"
         for start in range(len(marked) - 2):
             vector[crc32(marked[start : start + 3].encode()) % DIM] += 1
@@ -51,5 +51,5 @@ def search(query: str, lines: Sequence[str], count: int = 3) -> list[Match]:
     best = scores.topk(min(count, len(lines)))
     return [
         Match(position, lines[position], score / query_tokens.shape[0])
-        for score, position in zip(best.values.tolist(), best.indices.tolist())
+        for score, position in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]
