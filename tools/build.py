@@ -11,12 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ninja
-from archs import Arch
-from ninja_file import CUDA_STUB, MODULE, Build, render
-from project import BuildError, Project, load
-from toolchain import find_cuda, find_cxx, find_python_include, find_torch
-from variant import REGISTRATION_H, git_identity, install, variant_name
+try:
+    import ninja
+    from archs import Arch
+    from ninja_file import CUDA_STUB, MODULE, Build, render
+    from project import BuildError, Project, load
+    from toolchain import find_cuda, find_cxx, find_python_include, find_torch
+    from variant import REGISTRATION_H, git_identity, install, variant_name
+except ModuleNotFoundError as missing:
+    sys.exit(f"build.py: error: {missing.name} is not installed: pip install -r requirements/build.txt")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -85,7 +85,7 @@ def load(root: Path) -> Project:
             _reject_unknown(f"kernel.{name}", kernel, _KERNEL)
             if set(kernel["depends"]) - {"torch"}:
                 raise BuildError(f"build.toml: [kernel.{name}] depends may only list torch, not {kernel['depends']}")
-            sections[kernel["backend"]].append(_section(name, kernel))
+            sections[kernel["backend"]].append(_section(f"kernel.{name}", kernel))
     project = Project(
         root=root,
         general=general,
