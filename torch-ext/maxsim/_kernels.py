@@ -1,4 +1,5 @@
-"""The compiled ops, resolved once, and the device types that they serve: meta tensors get shapes."""
+"""The compiled ops, resolved once, and the device types that they serve.
+Tensors on any other device go to the torch reference."""
 
 from __future__ import annotations
 
@@ -16,4 +17,4 @@ DEVICES = frozenset(
     device
     for device, key in (("cpu", "CPU"), ("cuda", "CUDA"))
     if torch._C._dispatch_has_kernel_for_dispatch_key(add_op_namespace_prefix("forward"), key)
-) | {"meta"}
+)

@@ -6,13 +6,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-KERNEL_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32))
-REFERENCE_DTYPES = KERNEL_DTYPES | {torch.float64}
+KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+REFERENCE_DTYPES = (*KERNEL_DTYPES, torch.float64)
 _INDICES = frozenset((torch.int32, torch.int64))
 
 
 def tokens(
-    name: str, tensor: Tensor, ranks: tuple[int, ...], axes: str, dtypes: frozenset[torch.dtype] = KERNEL_DTYPES
+    name: str, tensor: Tensor, ranks: tuple[int, ...], axes: str, dtypes: tuple[torch.dtype, ...] = KERNEL_DTYPES
 ) -> None:
     """A strided tensor of one of ``dtypes`` and one of ``ranks``, whose axes are described by ``axes``."""
     if not isinstance(tensor, Tensor):
@@ -21,7 +21,8 @@ def tokens(
         raise ValueError(f"{name} must be {axes}; got shape {tuple(tensor.shape)}")
     if tensor.dtype not in dtypes:
         hint = "; maxsim.reference takes float64" if tensor.dtype is torch.float64 else ""
-        raise TypeError(f"{name} must be float16, bfloat16 or float32; got {tensor.dtype}{hint}")
+        *others, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name} must be {', '.join(others)} or {last}; got {tensor.dtype}{hint}")
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense strided tensor; got layout {tensor.layout}")
 

@@ -30,11 +30,12 @@ def run(
     normalize = checks.flag("normalize", normalize)
     empty_score = checks.number("empty_score", empty_score)
     device = problem.queries.device.type
-    if torch.is_autocast_enabled(device):
-        problem = _autocast(problem, torch.get_autocast_dtype(device))
-    if device not in _kernels.DEVICES:
-        width = argmax_width(problem, longest, longest_name) if with_argmax else None
-        return reference.score(problem, normalize, empty_score, width)
+    if device != "meta":  # meta tensors take the ops' fake kernels
+        if torch.is_autocast_enabled(device):
+            problem = _autocast(problem, torch.get_autocast_dtype(device))
+        if device not in _kernels.DEVICES:
+            width = argmax_width(problem, longest, longest_name) if with_argmax else None
+            return reference.score(problem, normalize, empty_score, width)
     if with_argmax or _differentiable(problem):
         width = argmax_width(problem, longest, longest_name)
         return autograd.forward_argmax(*problem, normalize, empty_score, paths.forced, width, mode)

@@ -69,7 +69,7 @@ def dense(
     D: Tensor,
     q_mask: Tensor | None,
     d_mask: Tensor | None,
-    dtypes: frozenset[torch.dtype] = checks.KERNEL_DTYPES,
+    dtypes: tuple[torch.dtype, ...] = checks.KERNEL_DTYPES,
 ) -> Problem:
     """``[Nq, Lq, d]`` or ``[Lq, d]`` against ``[Nd, Ld, d]``, ``[Ld, d]`` or each query's own ``[Nq, K, Ld, d]``."""
     checks.tokens("Q", Q, (2, 3), "[Nq, Lq, d] or [Lq, d]", dtypes)
@@ -107,7 +107,7 @@ def candidates(
     query_lengths: Tensor,
     doc_lengths: Tensor,
     validate: bool,
-    dtypes: frozenset[torch.dtype] = checks.KERNEL_DTYPES,
+    dtypes: tuple[torch.dtype, ...] = checks.KERNEL_DTYPES,
 ) -> Problem:
     """``[B, Lq, d]`` against each query's ``[B, C, Ld, d]``, both padded behind prefix lengths."""
     checks.tokens("queries", queries, (3,), "[B, Lq, d]", dtypes)
@@ -124,7 +124,7 @@ def contrastive(
     documents: Tensor,
     document_offsets: Tensor,
     validate: bool,
-    dtypes: frozenset[torch.dtype] = checks.KERNEL_DTYPES,
+    dtypes: tuple[torch.dtype, ...] = checks.KERNEL_DTYPES,
 ) -> Problem:
     """Every ``[Nq, Lq, d]`` query against every document packed in ``[Td, d]``."""
     checks.tokens("queries", queries, (3,), "[Nq, Lq, d]", dtypes)
@@ -158,7 +158,7 @@ def packed(
     query_offsets: Tensor,
     document_offsets: Tensor,
     validate: bool,
-    dtypes: frozenset[torch.dtype] = checks.KERNEL_DTYPES,
+    dtypes: tuple[torch.dtype, ...] = checks.KERNEL_DTYPES,
 ) -> Problem:
     """Every query packed in ``[Tq, d]`` against every document packed in ``[Td, d]``."""
     checks.tokens(names.queries, queries, (2,), "[total query tokens, d]", dtypes)

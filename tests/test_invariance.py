@@ -1,0 +1,112 @@
+"""One pair, one score: bit for bit the same in every layout, batch, position, stride and number of threads.
+And the same call twice gives the same bits twice, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import helpers
+import pytest
+import torch
+from helpers import DTYPES, LAYOUTS, Batch, dtype_id, layout_id, ragged
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def _alone(m, batch: Batch, i: int, j: int, **options: object) -> float:
+    return m.maxsim(batch.queries[i], batch.documents[j], **options).item()
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=layout_id)
+@pytest.mark.parametrize("options", [{}, {"normalize": True}], ids=["plain", "normalized"])
+def test_every_layout_gives_the_bits_of_the_pair_alone(maxsim, path, threads, layout, dtypes, options):
+    batch = ragged(layout, 100, dtypes, path.device)
+    laid = layout(maxsim, batch)
+    scores = laid.score(laid.queries, laid.documents, **options).flatten().tolist()
+    assert scores == [_alone(maxsim, batch, i, j, **options) for i, j in laid.pairs]
+    if laid.score_with_argmax is not None:
+        with_argmax, _ = laid.score_with_argmax(laid.queries, laid.documents, **options)
+        assert scores == with_argmax.flatten().tolist()
+
+
+@pytest.mark.parametrize("dtypes", DTYPES[:3], ids=dtype_id)
+@pytest.mark.parametrize("queries, documents", [(1, 1), (1, 97), (2, 3), (7, 40), (33, 2), (64, 5)])
+def test_every_batch_size_and_position(maxsim, path, threads, queries, documents, dtypes):
+    """One known pair among random neighbours, first, last and in the middle."""
+    query, document = (torch.randn(n, 128).to(path.device, dtype) for n, dtype in zip((32, 71), dtypes, strict=True))
+    want = maxsim.maxsim(query, document)
+    neighbours_q = torch.randn(queries, 32, 128).to(path.device, dtypes[0])
+    neighbours_d = torch.randn(documents, 71, 128).to(path.device, dtypes[1])
+    for i in {0, queries // 2, queries - 1}:
+        for j in {0, documents // 2, documents - 1}:
+            q, d = neighbours_q.clone(), neighbours_d.clone()
+            q[i], d[j] = query, document
+            assert maxsim.maxsim(q, d)[i, j].equal(want)
+            assert maxsim.maxsim(q[i], d)[j].equal(want)
+            assert maxsim.maxsim(q, d[j])[i].equal(want)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES[:3], ids=dtype_id)
+def test_padding_and_holes_change_nothing(maxsim, path, dtypes):
+    """Masked tokens between the kept ones, as punctuation is in a document, leave every bit."""
+    query, document = (torch.randn(n, 96).to(path.device, dtype) for n, dtype in zip((21, 50), dtypes, strict=True))
+    want = maxsim.maxsim(query, document)
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        spread = []
+        for tokens in (query, document):
+            places = torch.randperm(90, generator=generator)[: len(tokens)].sort().values.to(path.device)
+            wide = tokens.new_full((90, 96), torch.nan)
+            wide[places] = tokens
+            mask = torch.zeros(90, dtype=torch.bool, device=path.device)
+            mask[places] = True
+            spread.append((wide, mask))
+        (q, q_mask), (d, d_mask) = spread
+        assert maxsim.maxsim(q, d, q_mask, d_mask).equal(want)
+
+
+def test_training_sees_the_scores_of_inference(maxsim, path):
+    batch = ragged(helpers.cross, 64, (torch.bfloat16, torch.bfloat16), path.device)
+    laid = helpers.cross(maxsim, batch)
+    inference = laid.score(laid.queries, laid.documents)
+    assert torch.equal(laid.score(laid.queries.requires_grad_(), laid.documents), inference)
+
+
+def _gradients(laid: helpers.Laid, backward: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    queries, documents = laid.queries.detach().requires_grad_(), laid.documents.detach().requires_grad_()
+    scores = laid.score(queries, documents, backward=backward)
+    weights = torch.linspace(-1, 1, scores.numel(), device=scores.device)
+    return torch.autograd.grad((scores.flatten() * weights).sum(), (queries, documents))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=layout_id)
+@pytest.mark.parametrize("dtypes", DTYPES[:3], ids=dtype_id)
+def test_lowmem_gradients_are_reproducible(maxsim, path, layout, dtypes):
+    batch = ragged(layout, 64, dtypes, path.device)
+    laid = layout(maxsim, batch)
+    before = torch.get_num_threads()
+    runs = []
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        runs.append(_gradients(laid, "lowmem"))
+    torch.set_num_threads(before)
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+def test_deterministic_algorithms_choose_lowmem(maxsim, path):
+    laid = helpers.cross(maxsim, ragged(helpers.cross, 64, (torch.float32, torch.float32), path.device))
+    want = _gradients(laid, "lowmem")
+    torch.use_deterministic_algorithms(True)
+    try:
+        for backward in (None, "unified"):
+            assert all(torch.equal(a, b) for a, b in zip(_gradients(laid, backward), want, strict=True))
+    finally:
+        torch.use_deterministic_algorithms(False)

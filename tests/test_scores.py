@@ -1,0 +1,120 @@
+"""Scores against float64: every layout, dtype, option and path, many embedding dims, shapes and strides."""
+
+from __future__ import annotations
+
+import helpers
+import pytest
+import torch
+from helpers import DTYPES, LAYOUTS, Batch, assert_scores, dtype_id, layout_id, ragged, tolerance
+
+DIMS = [1, 3, 31, 48, 64, 96, 128, 320, 768, 1024]
+SAME_DTYPES = DTYPES[:3]
+
+
+@pytest.mark.kernels_ci
+@pytest.mark.parametrize("dtypes", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=layout_id)
+@pytest.mark.parametrize("options", [{}, {"normalize": True, "empty_score": -1e9}], ids=["plain", "normalized"])
+def test_every_layout(maxsim, path, layout, dtypes, options):
+    batch = ragged(layout, 48, dtypes, path.device)
+    laid = layout(maxsim, batch)
+    scores = laid.score(laid.queries, laid.documents, **options)
+    assert_scores(scores, laid, batch, tolerance(*dtypes), **options)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES[:4], ids=dtype_id)
+@pytest.mark.parametrize("dim", DIMS)
+def test_every_dim(maxsim, path, dim, dtypes):
+    batch = Batch.random([32, 7], [70, 16, 1], dim, dtypes, path.device)
+    laid = helpers.varlen(maxsim, batch)
+    assert_scores(laid.score(laid.queries, laid.documents), laid, batch, tolerance(*dtypes))
+
+
+@pytest.mark.parametrize("dtypes", SAME_DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("query_length, document_length", [(1, 1), (1, 3000), (1100, 5), (129, 257), (32, 300)])
+def test_every_length(maxsim, path, query_length, document_length, dtypes):
+    batch = Batch.random([query_length], [document_length, document_length], 64, dtypes, path.device)
+    laid = helpers.cross(maxsim, batch)
+    assert_scores(laid.score(laid.queries, laid.documents), laid, batch, tolerance(*dtypes))
+
+
+@pytest.mark.parametrize("dtypes", SAME_DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("dim", [128, 384])
+def test_relative_error_of_retrieval_scores(maxsim, path, dim, dtypes):
+    """Unit vectors, one query, many documents: the plain relative error, with no allowance for cancellation."""
+    generator = torch.Generator().manual_seed(3)
+    queries, documents = (
+        torch.nn.functional.normalize(torch.randn(n, length, dim, generator=generator), dim=-1).to(path.device, dtype)
+        for n, length, dtype in ((2, 32, dtypes[0]), (150, 180, dtypes[1]))
+    )
+    want = maxsim.maxsim_reference(queries.double(), documents.double())
+    got = maxsim.maxsim(queries, documents)
+    assert ((got - want).abs() / want).max().item() <= tolerance(*dtypes)
+
+
+def _strided_views(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same values behind other strides."""
+    features_outside = tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+    every_other = tensor.new_full((*tensor.shape[:-1], 2 * tensor.shape[-1]), float("nan"))
+    every_other[..., ::2] = tensor
+    tokens_apart = tensor.new_full((*tensor.shape[:-2], 3 * tensor.shape[-2], tensor.shape[-1]), float("nan"))
+    tokens_apart[..., ::3, :] = tensor
+    unaligned = torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+    return {
+        "features outside": features_outside,
+        "every other feature": every_other[..., ::2],
+        "tokens apart": tokens_apart[..., ::3, :],
+        "segments inside": tensor.transpose(0, 1).contiguous().transpose(0, 1),
+        "unaligned": unaligned,
+    }
+
+
+@pytest.mark.parametrize("dtypes", SAME_DTYPES, ids=dtype_id)
+def test_strides_change_nothing(maxsim, path, dtypes):
+    queries, documents = (
+        torch.randn(3, n, 64).to(path.device, dtype) for n, dtype in zip((20, 30), dtypes, strict=True)
+    )
+    slabs = torch.randn(3, 4, 30, 64).to(path.device, dtypes[1])
+    for call, tokens in ((maxsim.maxsim, documents), (maxsim.maxsim_pairs, documents), (maxsim.maxsim, slabs)):
+        want = call(queries, tokens)
+        for (name, q), d in zip(_strided_views(queries).items(), _strided_views(tokens).values(), strict=True):
+            assert torch.equal(call(q, d), want), name
+
+
+def test_expanded_inputs_are_read_in_place(maxsim, path):
+    queries, documents = torch.randn(1, 8, 32, device=path.device), torch.randn(5, 9, 32, device=path.device)
+    want = maxsim.maxsim(queries, documents).expand(4, 5)
+    assert torch.equal(maxsim.maxsim(queries.expand(4, 8, 32), documents), want)
+    assert torch.equal(maxsim.maxsim(queries.expand(4, 8, 32), documents.expand(4, 5, 9, 32)), want)
+    one_token = documents[:, :1].expand(5, 9, 32)
+    assert torch.equal(maxsim.maxsim(queries, one_token), maxsim.maxsim(queries, documents[:, :1]))
+
+
+def test_mask_strides(maxsim, path):
+    queries, documents = torch.randn(3, 8, 32, device=path.device), torch.randn(5, 9, 32, device=path.device)
+    q_mask, d_mask = torch.rand(3, 8, device=path.device) < 0.6, torch.rand(5, 9, device=path.device) < 0.6
+    want = maxsim.maxsim(queries, documents, q_mask, d_mask)
+    transposed = [mask.T.contiguous().T for mask in (q_mask, d_mask)]
+    assert torch.equal(maxsim.maxsim(queries, documents, *transposed), want)
+    slab_mask = d_mask.expand(3, 5, 9)
+    assert torch.equal(maxsim.maxsim(queries, documents.expand(3, 5, 9, 32), q_mask, slab_mask), want)
+
+
+def test_index_strides_and_widths(maxsim, path):
+    """Offsets, lengths and ids may be int32 or int64, and views."""
+    queries, documents = torch.randn(12, 16, device=path.device), torch.randn(20, 16, device=path.device)
+    index = {"query": [0, 5, 12], "document": [0, 7, 7, 20], "q": [0, 1, 1], "d": [2, 0, 1]}
+    results = []
+    for dtype in (torch.int32, torch.int64):
+        plain = {name: torch.tensor(values, dtype=dtype, device=path.device) for name, values in index.items()}
+        spread = {name: torch.stack([x, x - 99], dim=1)[:, 0] for name, x in plain.items()}
+        results += [
+            maxsim.score_pairs_packed(queries, x["query"], documents, x["document"], x["q"], x["d"])
+            for x in (plain, spread)
+        ]
+        q, d = queries.view(3, 4, 16), documents.view(1, 5, 4, 16).expand(3, 5, 4, 16)
+        query_lengths = torch.tensor([2, 4, 0], dtype=dtype, device=path.device)
+        lengths = torch.arange(5, dtype=dtype, device=path.device).expand(3, 5)
+        padded = maxsim.score_candidates_padded(q, d, query_lengths, lengths)
+        assert torch.equal(padded, maxsim.score_candidates_padded(q, d, query_lengths, lengths.T.contiguous().T))
+    assert all(torch.equal(result, results[0]) for result in results)
