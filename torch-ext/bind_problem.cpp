@@ -1,4 +1,5 @@
 // From op arguments to a Problem: the only place that knows which tensor shapes mean which layout.
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
@@ -27,13 +28,6 @@ std::string shape_of(const Tensor& t) {
   for (int64_t i = 0; i < t.dim(); ++i) out << (i ? ", " : "") << t.size(i);
   out << "]";
   return out.str();
-}
-
-DType dtype_of(const Tensor& t, const char* name) {
-  const ScalarType type = t.scalar_type();
-  require(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16, name,
-          " must be float16, bfloat16 or float32");
-  return type == ScalarType::Float ? DType::f32 : type == ScalarType::Half ? DType::f16 : DType::bf16;
 }
 
 void require_same_device(const Tensor& t, const Tensor& queries, const char* name) {
@@ -111,6 +105,13 @@ Segments bind_side(const Tensor& tokens, const MaybeTensor& offsets, const Maybe
 
 }  // namespace
 
+DType dtype_of(const Tensor& t, const char* name) {
+  const ScalarType type = t.scalar_type();
+  require(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16, name,
+          " must be float16, bfloat16 or float32");
+  return type == ScalarType::Float ? DType::f32 : type == ScalarType::Half ? DType::f16 : DType::bf16;
+}
+
 BoundProblem bind_problem(const ProblemArguments& a, bool normalize, double empty_score, int64_t argmax_width) {
   const int64_t query_dims = a.queries.dim(), document_dims = a.documents.dim();
   require(query_dims == 2 || query_dims == 3, "queries must be [Nq, Lq, d] or packed [T, d]; got ",
@@ -159,6 +160,33 @@ BoundProblem bind_problem(const ProblemArguments& a, bool normalize, double empt
     problem.pairs = problem.queries.count * problem.documents.count;
   }
   return bound;
+}
+
+Tensor new_scores(const BoundProblem& bound, const Tensor& like) {
+  return torch::stable::new_empty(like, {bound.score_shape, static_cast<size_t>(bound.score_dims)}, ScalarType::Float);
+}
+
+Tensor new_argmax(const BoundProblem& bound, const Tensor& like) {
+  int64_t shape[3] = {bound.score_shape[0], bound.score_shape[1], 0};
+  shape[bound.score_dims] = bound.problem.argmax_width;
+  return torch::stable::new_empty(like, {shape, static_cast<size_t>(bound.score_dims + 1)}, ScalarType::Int);
+}
+
+BackwardTensors bind_backward(const BoundProblem& bound, const Tensor& grad_scores, const Tensor& argmax,
+                              const Tensor& queries, const Tensor& documents, bool need_queries, bool need_documents) {
+  const Problem& problem = bound.problem;
+  require_same_device(grad_scores, queries, "grad_scores");
+  require_same_device(argmax, queries, "argmax");
+  require(grad_scores.numel() == problem.pairs && grad_scores.scalar_type() == ScalarType::Float,
+          "grad_scores must be float32 with the scores' shape; got ", shape_of(grad_scores), " for ", problem.pairs,
+          " scores");
+  require(argmax.numel() == problem.pairs * problem.argmax_width && argmax.scalar_type() == ScalarType::Int,
+          "argmax must be the int32 tensor that forward_argmax returned; got ", shape_of(argmax));
+  const auto gradient = [](const Tensor& like, bool needed) {
+    return needed ? torch::stable::new_zeros(like, like.sizes()) : torch::stable::new_empty(like, {0});
+  };
+  return {torch::stable::contiguous(grad_scores), torch::stable::contiguous(argmax), gradient(queries, need_queries),
+          gradient(documents, need_documents)};
 }
 
 }  // namespace maxsim

@@ -37,4 +37,43 @@ struct BoundProblem {
 };
 BoundProblem bind_problem(const ProblemArguments& arguments, bool normalize, double empty_score, int64_t argmax_width);
 
+// Throws where a tensor is neither float16, bfloat16 nor float32.
+DType dtype_of(const Tensor& t, const char* name);
+
+// fp32 scores and int32 argmax of a bound problem, uninitialised, on the device of `like`.
+Tensor new_scores(const BoundProblem& bound, const Tensor& like);
+Tensor new_argmax(const BoundProblem& bound, const Tensor& like);
+
+// What `backward` reads and writes: contiguous inputs that match the problem, gradients zeroed where needed, else [0].
+struct __attribute__((visibility("hidden"))) BackwardTensors {
+  Tensor grad_scores, argmax, grad_queries, grad_documents;
+};
+BackwardTensors bind_backward(const BoundProblem& bound, const Tensor& grad_scores, const Tensor& argmax,
+                              const Tensor& queries, const Tensor& documents, bool need_queries, bool need_documents);
+
+#define MAXSIM_PROBLEM_PARAMETERS                                                                                 \
+  const Tensor &queries, const Tensor &documents, const MaybeTensor &query_offsets,                               \
+      const MaybeTensor &document_offsets, const MaybeTensor &query_lengths, const MaybeTensor &document_lengths, \
+      const MaybeTensor &query_mask, const MaybeTensor &document_mask, const MaybeTensor &pair_queries,           \
+      const MaybeTensor &pair_documents
+#define MAXSIM_PROBLEM_ARGUMENTS                                                                                   \
+  queries, documents, query_offsets, document_offsets, query_lengths, document_lengths, query_mask, document_mask, \
+      pair_queries, pair_documents
+
+// The ops of one backend. `path` 0 chooses; `backward_mode` is the gradient's, carried by the forward for autograd.
+#define MAXSIM_DECLARE_OPS(device)                                                                                  \
+  Tensor forward_##device(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path);             \
+  std::tuple<Tensor, Tensor> forward_argmax_##device(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, \
+                                                     int64_t path, int64_t argmax_width, int64_t backward_mode);    \
+  std::tuple<Tensor, Tensor> backward_##device(const Tensor& grad_scores, const Tensor& argmax,                     \
+                                               MAXSIM_PROBLEM_PARAMETERS, bool normalize, bool need_queries,        \
+                                               bool need_documents, int64_t backward_mode, int64_t path);           \
+  int64_t default_path_##device(const Tensor& like);                                                                \
+  int64_t available_paths_##device();
+
+MAXSIM_DECLARE_OPS(cpu)
+MAXSIM_DECLARE_OPS(cuda)
+
+#undef MAXSIM_DECLARE_OPS
+
 }  // namespace maxsim

@@ -63,7 +63,7 @@ def _refuse(*_: object) -> None:
 
 
 def _refuse_tangents(arguments: tuple[object, ...]) -> None:
-    """Forward mode would silently see a constant."""
+    """Outside torch.func, forward mode would silently see a constant."""
     if forward_ad._current_level >= 0 and any(
         isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None for value in arguments
     ):
@@ -78,6 +78,7 @@ class _ForwardArgmax(torch.autograd.Function):
     forward = staticmethod(forward_argmax)
     setup_context = staticmethod(_save)
     backward = staticmethod(_differentiate)
+    jvp = staticmethod(_refuse)
 
     @staticmethod
     def vmap(info, in_dims: tuple, *arguments: object) -> tuple:
@@ -87,6 +88,7 @@ class _ForwardArgmax(torch.autograd.Function):
 class _Backward(torch.autograd.Function):
     forward = staticmethod(backward)
     backward = staticmethod(_refuse)
+    jvp = staticmethod(_refuse)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

@@ -1,0 +1,85 @@
+// A problem as kernels see it: every offset, length and id is clamped before it becomes an address.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "../maxsim_common/problem.h"
+
+namespace maxsim {
+namespace cuda {
+
+// Rows of one segment that lie inside the tensor; `valid` is false where the stated ones did not.
+struct Span {
+  int64_t begin = 0;       // element offset of row 0
+  int64_t mask_begin = 0;  // mask offset of row 0
+  int64_t first_row = 0;   // row number in the packed view, or in the padded tensor's token order
+  int32_t length = 0;
+  bool valid = false;
+};
+
+__device__ __forceinline__ Span span_of(const Segments& side, int64_t s) {
+  Span span;
+  if (s < 0 || s >= side.count) return span;
+  if (side.packed()) {
+    const int64_t from = side.offsets[s], to = side.offsets[s + 1];
+    span.valid = from >= 0 && from <= to && to <= side.extent;
+    if (!span.valid) return span;
+    span.first_row = from;
+    span.length = static_cast<int32_t>(to - from);
+    span.begin = from * side.token_stride;
+    span.mask_begin = from * side.mask_token_stride;
+  } else {
+    const int64_t length = side.length(s);
+    span.valid = length >= 0 && length <= side.extent;
+    if (!span.valid) return span;
+    span.first_row = s * side.extent;
+    span.length = static_cast<int32_t>(length);
+    span.begin = side.stride(side.segment_stride, s);
+    span.mask_begin = side.stride(side.mask_stride, s);
+  }
+  return span;
+}
+
+struct PairIds {
+  int64_t query, document;
+};
+
+__device__ __forceinline__ PairIds pair_ids(const Problem& problem, int64_t pair) {
+  switch (problem.pairing) {
+    case Pairing::cross:
+      return {pair / problem.documents.count, pair % problem.documents.count};
+    case Pairing::slab:
+      return {pair / problem.documents.inner, pair};
+    default:
+      return {problem.query_ids[pair], problem.document_ids[pair]};
+  }
+}
+
+__device__ __forceinline__ bool token_kept(const Segments& side, const Span& span, int64_t token) {
+  return !side.mask || side.mask[span.mask_begin + token * side.mask_token_stride];
+}
+
+__device__ __forceinline__ float load_element(const Segments& side, int64_t element) {
+  switch (side.dtype) {
+    case DType::f32:
+      return static_cast<const float*>(side.data)[element];
+    case DType::f16:
+      return __half2float(static_cast<const __half*>(side.data)[element]);
+    default:
+      return __bfloat162float(static_cast<const __nv_bfloat16*>(side.data)[element]);
+  }
+}
+
+// torch.max's order: NaN above everything, then the value, then the lower index.
+__device__ __forceinline__ bool beats(float value, int32_t index, float best, int32_t best_index) {
+  const bool nan = value != value, best_nan = best != best;
+  if (nan != best_nan) return nan;
+  if (!nan && value != best) return value > best;
+  return index < best_index;
+}
+
+}  // namespace cuda
+}  // namespace maxsim

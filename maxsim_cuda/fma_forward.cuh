@@ -1,0 +1,140 @@
+// Forward on plain FMA: any dtype, any d, any stride, fp32 throughout. The path of last resort, and the exact one.
+#pragma once
+
+#include "device_problem.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+struct FmaTile {
+  static constexpr int kQueries = 32;           // rows of a chunk: the unit in which every path sums query tokens
+  static constexpr int kTokens = 64;            // document tokens a step
+  static constexpr int kFeatures = 32;          // features a step: one coalesced 128-byte line of fp32 per row
+  static constexpr int kThreads = 128;          // 8 x 16 threads, 4 x 4 products each
+  static constexpr int kPitch = kFeatures + 1;  // odd, so that a column of rows hits every bank once
+};
+
+// Sums of squares are taken from the tiles in shared memory, feature by feature, so that they cost no extra traffic.
+template <bool kArgmax>
+__global__ void __launch_bounds__(FmaTile::kThreads)
+    fma_forward(const __grid_constant__ Problem problem, float* scores, int32_t* argmax) {
+  using T = FmaTile;
+  __shared__ float query_tile[T::kQueries * T::kPitch];
+  __shared__ float token_tile[T::kTokens * T::kPitch];
+  __shared__ float token_scale[T::kTokens];
+  __shared__ float query_scale[T::kQueries];
+  __shared__ float row_best[T::kQueries];
+  __shared__ int any_token;
+  const int thread = threadIdx.x, tx = thread % 16, ty = thread / 16;
+  const Segments& q_side = problem.queries;
+  const Segments& d_side = problem.documents;
+
+  for (int64_t pair = blockIdx.x; pair < problem.pairs; pair += gridDim.x) {
+    const PairIds ids = pair_ids(problem, pair);
+    const Span query = span_of(q_side, ids.query), document = span_of(d_side, ids.document);
+    const bool valid = query.valid && document.valid && (!kArgmax || query.length <= problem.argmax_width);
+    __syncthreads();
+    if (thread == 0) any_token = 0;
+    __syncthreads();
+    if (valid)
+      for (int t = thread; t < document.length; t += T::kThreads)
+        if (token_kept(d_side, document, t)) any_token = 1;
+    if (kArgmax)
+      for (int64_t i = thread; i < problem.argmax_width; i += T::kThreads) argmax[pair * problem.argmax_width + i] = -1;
+    __syncthreads();
+    if (!valid || !any_token) {
+      if (thread == 0) scores[pair] = valid ? problem.empty_score : __int_as_float(0x7fc00000);
+      continue;
+    }
+
+    float total = 0.f;  // thread 0's
+    for (int q0 = 0; q0 < query.length; q0 += T::kQueries) {
+      float best[4];
+      int32_t winner[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) best[i] = -INFINITY, winner[i] = INT32_MAX;
+      for (int t0 = 0; t0 < document.length; t0 += T::kTokens) {
+        float sum[4][4] = {};
+        float square = 0.f;  // of the row that this thread norms
+        for (int64_t k0 = 0; k0 < q_side.dim; k0 += T::kFeatures) {
+          __syncthreads();
+          const int k = thread % T::kFeatures;
+          for (int row = thread / T::kFeatures; row < T::kQueries + T::kTokens; row += T::kThreads / T::kFeatures) {
+            const bool is_query = row < T::kQueries;
+            const Segments& side = is_query ? q_side : d_side;
+            const Span& span = is_query ? query : document;
+            const int token = is_query ? q0 + row : t0 + row - T::kQueries;
+            const bool inside = token < span.length && k0 + k < side.dim;
+            const float value =
+                inside ? load_element(side, span.begin + token * side.token_stride + (k0 + k) * side.feature_stride)
+                       : 0.f;
+            (is_query ? query_tile + row * T::kPitch : token_tile + (row - T::kQueries) * T::kPitch)[k] = value;
+          }
+          __syncthreads();
+          if (problem.normalize && thread < T::kQueries + T::kTokens) {
+            const float* row =
+                thread < T::kTokens ? token_tile + thread * T::kPitch : query_tile + (thread - T::kTokens) * T::kPitch;
+            for (int f = 0; f < T::kFeatures; ++f) square = fmaf(row[f], row[f], square);
+          }
+#pragma unroll 8
+          for (int f = 0; f < T::kFeatures; ++f) {
+            float a[4], b[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) a[i] = query_tile[(ty * 4 + i) * T::kPitch + f];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) b[j] = token_tile[(tx + 16 * j) * T::kPitch + f];
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+#pragma unroll
+              for (int j = 0; j < 4; ++j) sum[i][j] = fmaf(a[i], b[j], sum[i][j]);
+          }
+        }
+        if (problem.normalize) {
+          const float norm = sqrtf(square), inverse = 1.f / (norm < kNormEps ? kNormEps : norm);
+          if (thread < T::kTokens)
+            token_scale[thread] = inverse;
+          else if (thread < T::kTokens + T::kQueries)
+            query_scale[thread - T::kTokens] = inverse;
+          __syncthreads();
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int local = tx + 16 * j, token = t0 + local;
+          if (token >= document.length || !token_kept(d_side, document, token)) continue;
+          const float scale = problem.normalize ? token_scale[local] : 1.f;
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float value = sum[i][j] * scale;
+            if (beats(value, token, best[i], winner[i])) best[i] = value, winner[i] = token;
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int step = 8; step; step /= 2) {
+          const float other = __shfl_xor_sync(~0u, best[i], step);
+          const int32_t index = __shfl_xor_sync(~0u, winner[i], step);
+          if (beats(other, index, best[i], winner[i])) best[i] = other, winner[i] = index;
+        }
+        const int row = ty * 4 + i, token = q0 + row;
+        const bool counts = token < query.length && token_kept(q_side, query, token);
+        if (tx == 0) {
+          row_best[row] = counts ? best[i] * (problem.normalize ? query_scale[row] : 1.f) : 0.f;
+          if (kArgmax && counts) argmax[pair * problem.argmax_width + token] = winner[i];
+        }
+      }
+      __syncthreads();
+      if (thread < 32) {
+        float sum = row_best[thread];
+#pragma unroll
+        for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+        total += sum;
+      }
+    }
+    if (thread == 0) scores[pair] = total;
+  }
+}
+
+}  // namespace cuda
+}  // namespace maxsim

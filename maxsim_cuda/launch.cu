@@ -1,0 +1,112 @@
+// Chooses a path and launches it; owns everything that is not specific to one architecture.
+#include "launch.h"
+
+#include <algorithm>
+
+#include "backward.cuh"
+#include "check.h"
+#include "fma_forward.cuh"
+#include "sm90_launch.h"
+
+namespace maxsim {
+namespace cuda {
+namespace {
+
+struct Device {
+  int major = 0, sms = 0;
+};
+
+const Device& current_device() {
+  static Device devices[64];
+  int index = 0;
+  check(cudaGetDevice(&index), "cudaGetDevice");
+  Device& device = devices[index & 63];
+  if (!device.sms) {
+    check(cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, index), "compute capability");
+    check(cudaDeviceGetAttribute(&device.sms, cudaDevAttrMultiProcessorCount, index), "multiprocessor count");
+  }
+  return device;
+}
+
+int64_t token_rows(const Segments& side) { return side.packed() ? side.extent : side.count * side.extent; }
+
+unsigned grid(int64_t wanted, int per_sm) {
+  return static_cast<unsigned>(std::max<int64_t>(1, std::min<int64_t>(wanted, int64_t{per_sm} * current_device().sms)));
+}
+
+}  // namespace
+
+int64_t available_paths() {
+  int64_t found = int64_t{1} << static_cast<int>(Path::fma);
+  if (current_device().major == 9) found |= int64_t{1} << static_cast<int>(Path::sm90);
+  return found;
+}
+
+Path choose_path(Path path, const Problem& problem) {
+  if (path == Path::choose) return current_device().major == 9 && sm90_takes(problem) ? Path::sm90 : Path::fma;
+  const int number = static_cast<int>(path);
+  if (number < 0 || number > 31 || !(available_paths() >> number & 1))
+    throw std::runtime_error("path " + std::to_string(number) + " does not run on this GPU");
+  if (path == Path::sm90 && !sm90_takes(problem)) return Path::fma;
+  return path;
+}
+
+int64_t forward_workspace(const Problem& problem, Path path) {
+  return choose_path(path, problem) == Path::sm90 ? sm90_workspace(problem) : 0;
+}
+
+void forward(const Problem& problem, Path path, float* scores, int32_t* argmax, void* workspace, cudaStream_t stream) {
+  if (problem.pairs == 0) return;
+  if (choose_path(path, problem) == Path::sm90) {
+    sm90_launch(problem, scores, argmax, workspace, stream);
+    return;
+  }
+  const unsigned blocks = grid(problem.pairs, 8);
+  if (argmax)
+    fma_forward<true><<<blocks, FmaTile::kThreads, 0, stream>>>(problem, scores, argmax);
+  else
+    fma_forward<false><<<blocks, FmaTile::kThreads, 0, stream>>>(problem, scores, nullptr);
+  check(cudaGetLastError(), "fma_forward");
+}
+
+int64_t backward_workspace(const Problem& problem) {
+  return problem.normalize ? (token_rows(problem.queries) + token_rows(problem.documents)) * sizeof(float) : 0;
+}
+
+void backward(const Problem& problem, const SortedPairs& sorted, const float* grad_scores, const int32_t* argmax,
+              void* grad_queries, void* grad_documents, void* workspace, cudaStream_t stream) {
+  if (problem.pairs == 0 || problem.argmax_width == 0) return;
+  BackwardArgs args{problem,
+                    {sorted.query_ids, sorted.query_order},
+                    {sorted.document_ids, sorted.document_order},
+                    grad_scores,
+                    argmax,
+                    nullptr,
+                    nullptr,
+                    grad_queries,
+                    grad_documents};
+  if (problem.normalize) {
+    float* norms = static_cast<float*>(workspace);
+    args.query_norms = norms;
+    args.document_norms = norms + token_rows(problem.queries);
+    row_norms<<<grid((token_rows(problem.queries) + 3) / 4, 16), 128, 0, stream>>>(problem.queries, norms);
+    row_norms<<<grid((token_rows(problem.documents) + 3) / 4, 16), 128, 0, stream>>>(
+        problem.documents, norms + token_rows(problem.queries));
+  }
+  if (grad_queries) {
+    const int64_t warps = problem.queries.count * problem.argmax_width;
+    backward_queries<<<grid((warps + 3) / 4, 16), QueryGradient::kThreads, 0, stream>>>(args);
+  }
+  if (grad_documents) {
+    const int64_t documents = problem.documents.count;
+    const int64_t longest = std::max<int64_t>(1, problem.documents.extent);
+    const int64_t slices = (longest + DocumentGradient::kTokens - 1) / DocumentGradient::kTokens;
+    const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(documents, 1 << 20)),
+                      static_cast<unsigned>(std::min<int64_t>(slices, problem.documents.packed() ? 4 : 64)));
+    backward_documents<<<blocks, DocumentGradient::kThreads, 0, stream>>>(args);
+  }
+  check(cudaGetLastError(), "backward");
+}
+
+}  // namespace cuda
+}  // namespace maxsim

@@ -1,0 +1,37 @@
+// The CUDA backend's entries. All of them only enqueue work on `stream`.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "../maxsim_common/problem.h"
+
+namespace maxsim {
+namespace cuda {
+
+// Numbers are part of the ops' schema (`path`).
+enum class Path : int32_t { choose = 0, fma = 16, sm90 = 18 };
+
+// Scratch memory a call needs, in bytes; 256-byte aligned.
+int64_t forward_workspace(const Problem& problem, Path path);
+void forward(const Problem& problem, Path path, float* scores, int32_t* argmax, void* workspace, cudaStream_t stream);
+
+// Stable sorts of a pair list's ids, null for other pairings.
+struct SortedPairs {
+  const int64_t* query_ids = nullptr;
+  const int64_t* query_order = nullptr;
+  const int64_t* document_ids = nullptr;
+  const int64_t* document_order = nullptr;
+};
+int64_t backward_workspace(const Problem& problem);
+// Gradients in the inputs' dtypes, contiguous, zeroed by the caller; null = not needed.
+void backward(const Problem& problem, const SortedPairs& sorted, const float* grad_scores, const int32_t* argmax,
+              void* grad_queries, void* grad_documents, void* workspace, cudaStream_t stream);
+
+// Bit p is set where the current device runs path p.
+int64_t available_paths();
+Path choose_path(Path path, const Problem& problem);
+
+}  // namespace cuda
+}  // namespace maxsim

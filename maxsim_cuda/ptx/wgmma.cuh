@@ -1,0 +1,79 @@
+// Warpgroup matrix products: 64 query rows by N document rows by 16 features, fp32 accumulators in registers.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "mbarrier.cuh"
+
+namespace maxsim {
+namespace ptx {
+
+// K-major operand in 128-byte swizzled rows: 8-row groups lie 1024 bytes apart.
+__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address) {
+  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
+}
+
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int kPending>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+template <class T, int N>
+struct Wgmma;
+
+// Operand lists, four accumulators a step: the instruction names every register.
+#define MAXSIM_ACC4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
+
+#define MAXSIM_WGMMA(type, name, N, registers, a, b, accumulate, ...)                                            \
+  template <>                                                                                                    \
+  struct Wgmma<type, N> {                                                                                        \
+    static __device__ __forceinline__ void run(float (&c)[N / 2], uint64_t query, uint64_t document, int add) {  \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " accumulate                                                \
+                   ", 0;\n"                                                                                      \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." name "." name " {" registers "}, " a ", " b \
+                   ", p, 1, 1, 0, 0;\n}\n"                                                                       \
+                   : __VA_ARGS__                                                                                 \
+                   : "l"(query), "l"(document), "r"(add));                                                       \
+    }                                                                                                            \
+  };
+#define MAXSIM_WGMMA_BOTH(N, registers, a, b, accumulate, ...)                     \
+  MAXSIM_WGMMA(__nv_bfloat16, "bf16", N, registers, a, b, accumulate, __VA_ARGS__) \
+  MAXSIM_WGMMA(__half, "f16", N, registers, a, b, accumulate, __VA_ARGS__)
+
+#define MAXSIM_REGS_52                                                                         \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
+  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, " \
+  "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51"
+#define MAXSIM_REGS_64 \
+  MAXSIM_REGS_52       \
+  ", "                 \
+  "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define MAXSIM_REGS_76 \
+  MAXSIM_REGS_64       \
+  ", "                 \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75"
+#define MAXSIM_ACCS_52                                                                                                \
+  MAXSIM_ACC4(0), MAXSIM_ACC4(4), MAXSIM_ACC4(8), MAXSIM_ACC4(12), MAXSIM_ACC4(16), MAXSIM_ACC4(20), MAXSIM_ACC4(24), \
+      MAXSIM_ACC4(28), MAXSIM_ACC4(32), MAXSIM_ACC4(36), MAXSIM_ACC4(40), MAXSIM_ACC4(44), MAXSIM_ACC4(48)
+#define MAXSIM_ACCS_64 MAXSIM_ACCS_52, MAXSIM_ACC4(52), MAXSIM_ACC4(56), MAXSIM_ACC4(60)
+#define MAXSIM_ACCS_76 MAXSIM_ACCS_64, MAXSIM_ACC4(64), MAXSIM_ACC4(68), MAXSIM_ACC4(72)
+
+MAXSIM_WGMMA_BOTH(104, MAXSIM_REGS_52, "%52", "%53", "%54", MAXSIM_ACCS_52)
+MAXSIM_WGMMA_BOTH(128, MAXSIM_REGS_64, "%64", "%65", "%66", MAXSIM_ACCS_64)
+MAXSIM_WGMMA_BOTH(152, MAXSIM_REGS_76, "%76", "%77", "%78", MAXSIM_ACCS_76)
+
+#undef MAXSIM_ACC4
+#undef MAXSIM_WGMMA
+#undef MAXSIM_WGMMA_BOTH
+#undef MAXSIM_REGS_52
+#undef MAXSIM_REGS_64
+#undef MAXSIM_REGS_76
+#undef MAXSIM_ACCS_52
+#undef MAXSIM_ACCS_64
+#undef MAXSIM_ACCS_76
+
+}  // namespace ptx
+}  // namespace maxsim

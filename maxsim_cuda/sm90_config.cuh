@@ -1,0 +1,76 @@
+// Tile shapes of the Hopper forward, a row each with its reason, and what producer and consumers tell each other.
+#pragma once
+
+#include <cuda.h>
+
+#include "device_problem.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+constexpr int kBlockTokens = 32;  // query tokens a block: the unit that is stacked on M and summed
+constexpr int kAtom = 64;         // features of a 128-byte swizzled row
+
+// kGroups math warpgroups hold kTiles x 64 query rows each and meet N document tokens a step; kAtoms x 64 features.
+template <int kGroups_, int kTiles_, int N_, int kAtoms_, int kStageBytes>
+struct Sm90Config {
+  static constexpr int kGroups = kGroups_, kTiles = kTiles_, N = N_, kAtoms = kAtoms_;
+  static constexpr int kRows = kGroups * kTiles * 64;
+  static constexpr int kBlocks = kRows / kBlockTokens;
+  static constexpr int kThreads = (kGroups + 1) * 128;
+  static constexpr int kTileBytes = N * kAtoms * 128;
+  static constexpr int kQueryBytes = kRows * kAtoms * 128;
+  static constexpr int kStages = kStageBytes / kTileBytes;
+  static constexpr int kSharedBytes = 1024 + kQueryBytes + kStages * kTileBytes;  // 1024 to align the swizzle atoms
+  static_assert(N % 8 == 0 && N <= 160, "five words of kept bits, and a legal wgmma width");
+  static_assert(kStages >= 2, "a tile must arrive while another is read");
+  static_assert(kSharedBytes <= 225 * 1024, "one block an SM");
+};
+
+// One short query: half of M idles and the copy engine is the limit. 65-100 KB in flight an SM is the optimum (160 KB
+// loses 6 %), so the ring holds 106 KB of which a tile is being read.
+template <int kAtoms>
+using Sm90Lean = Sm90Config<1, 1, 104, kAtoms, 104 * 128 * 8>;
+// Up to 128 query tokens for each document token read: memory-bound still, both warpgroups take half of the rows.
+template <int kAtoms>
+using Sm90Middle = Sm90Config<2, 1, 128, kAtoms, 128 * 1024>;
+// 256 query rows for each document tile: at 128 the tiles would come from L2 faster than it gives them. Two row tiles a
+// warpgroup keep one product in flight while the other's max is taken. N follows the document's length (least waste).
+template <int kAtoms, int N>
+using Sm90Wide = Sm90Config<2, 2, N, kAtoms, (225 * 1024 - 1024 - 256 * kAtoms * 128)>;
+
+struct Sm90Args {
+  Problem problem;
+  float* scores;
+  int32_t* argmax;
+  float* partials;     // sums of blocks: [documents][block_count] (cross) or [pairs][chunks] of this launch
+  int32_t* arrivals;   // blocks done, of each pair of this launch; zero at launch
+  const int2* blocks;  // (query, chunk) of each block of packed queries, null where it follows from the number
+  int64_t block_count;
+  int32_t chunks;  // blocks a query can have
+  int64_t first;   // first document (cross) or pair (else) of this launch
+  int64_t count;   // how many
+  bool tma;        // both sides can be described by a tensor map
+};
+
+// What the producer says about a stage. `bits` are the kept columns of the tile.
+struct StageInfo {
+  static constexpr int kNewQueries = 1, kLast = 2, kFull = 4, kEnd = 8, kInvalid = 16, kAnyToken = 32;
+  int32_t flags;
+  int32_t first_token;
+  int64_t target;  // cross: the document; else the pair
+  uint32_t bits[5];
+};
+
+// What the producer says about a block of query rows.
+struct BlockInfo {
+  int64_t query;  // -1: no query here
+  int64_t slot;   // of this block's sum in `partials`, before the document or pair is added
+  int32_t chunk;
+  int32_t chunks;  // blocks this query has
+  uint32_t kept;   // rows that count
+  bool valid;
+};
+
+}  // namespace cuda
+}  // namespace maxsim

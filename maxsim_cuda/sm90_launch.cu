@@ -1,0 +1,117 @@
+// Host side of the Hopper forward: the problem cut into launches that stay within the scratch memory.
+#include "sm90_launch.h"
+
+#include <algorithm>
+
+#include "check.h"
+#include "sm90_config.cuh"
+#include "sm90_select.h"
+
+namespace maxsim {
+namespace cuda {
+namespace {
+
+constexpr int64_t kScratchBytes = 1 << 20;
+
+// (query, chunk) of each block of packed queries, in token order; what is left over names no query.
+__global__ void __launch_bounds__(1024)
+    list_blocks(const __grid_constant__ Segments queries, int2* out, int64_t block_count) {
+  __shared__ int64_t warp_sums[32];
+  __shared__ int64_t base;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (threadIdx.x == 0) base = 0;
+  for (int64_t first = 0; first < queries.count; first += 1024) {
+    const int64_t query = first + threadIdx.x;
+    const int length = query < queries.count ? span_of(queries, query).length : 0;
+    const int64_t chunks = query < queries.count ? max(1, (length + kBlockTokens - 1) / kBlockTokens) : 0;
+    int64_t scan = chunks;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const int64_t below = __shfl_up_sync(~0u, scan, step);
+      if (lane >= step) scan += below;
+    }
+    if (lane == 31) warp_sums[warp] = scan;
+    __syncthreads();
+    int64_t place = base + scan - chunks, all = 0;
+    for (int w = 0; w < 32; ++w) {
+      if (w < warp) place += warp_sums[w];
+      all += warp_sums[w];
+    }
+    for (int64_t c = 0; c < chunks && place + c < block_count; ++c)
+      out[place + c] = make_int2(static_cast<int>(query), static_cast<int>(c));
+    __syncthreads();
+    if (threadIdx.x == 0) base += all;
+    __syncthreads();
+  }
+  for (int64_t b = base + threadIdx.x; b < block_count; b += 1024) out[b] = make_int2(-1, 0);
+}
+
+struct Layout {
+  bool cross;
+  int64_t chunks;       // blocks a query can have
+  int64_t block_count;  // cross: blocks of all queries
+  int64_t table_bytes;
+  int64_t per_item;  // scratch bytes of one document (cross) or pair (else)
+  int64_t items;     // documents (cross) or pairs (else)
+  int64_t per_launch;
+};
+
+Layout lay_out(const Problem& problem) {
+  const Segments& queries = problem.queries;
+  Layout out{};
+  out.cross = problem.pairing == Pairing::cross;
+  out.chunks = std::max<int64_t>(1, ceil_div(queries.extent, kBlockTokens));
+  out.items = out.cross ? problem.documents.count : problem.pairs;
+  out.block_count = queries.count * out.chunks;
+  if (queries.packed()) {
+    out.block_count = queries.extent / kBlockTokens + queries.count;
+    if (out.cross) out.table_bytes = ceil_div(out.block_count * sizeof(int2), 256) * 256;
+  }
+  if (out.chunks > 1) out.per_item = (out.cross ? out.block_count + queries.count : out.chunks + 1) * 4;
+  out.per_launch = out.per_item ? std::max<int64_t>(1, std::min(out.items, kScratchBytes / out.per_item)) : out.items;
+  return out;
+}
+
+}  // namespace
+
+bool sm90_takes(const Problem& problem) {
+  return problem.queries.dtype == problem.documents.dtype && problem.queries.dtype != DType::f32 &&
+         problem.queries.dim <= 2 * kAtom;
+}
+
+int64_t sm90_workspace(const Problem& problem) {
+  const Layout layout = lay_out(problem);
+  return layout.table_bytes + layout.per_launch * layout.per_item;
+}
+
+void sm90_launch(const Problem& problem, float* scores, int32_t* argmax, void* workspace, cudaStream_t stream) {
+  const Layout layout = lay_out(problem);
+  int device = 0, sms = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device), "multiprocessor count");
+  Sm90Args args{};
+  args.problem = problem;
+  args.scores = scores;
+  args.argmax = argmax;
+  args.block_count = layout.block_count;
+  args.chunks = static_cast<int32_t>(layout.chunks);
+  char* scratch = static_cast<char*>(workspace);
+  if (layout.table_bytes) {
+    list_blocks<<<1, 1024, 0, stream>>>(problem.queries, reinterpret_cast<int2*>(scratch), layout.block_count);
+    args.blocks = reinterpret_cast<const int2*>(scratch);
+    scratch += layout.table_bytes;
+  }
+  for (args.first = 0; args.first < layout.items; args.first += args.count) {
+    args.count = std::min(layout.per_launch, layout.items - args.first);
+    if (layout.per_item) {
+      const int64_t arrivals = args.count * (layout.cross ? problem.queries.count : 1);
+      args.arrivals = reinterpret_cast<int32_t*>(scratch);
+      args.partials = reinterpret_cast<float*>(scratch) + arrivals;
+      check(cudaMemsetAsync(scratch, 0, arrivals * sizeof(int32_t), stream), "cudaMemsetAsync");
+    }
+    problem.queries.dtype == DType::bf16 ? sm90_select_bf16(args, sms, stream) : sm90_select_f16(args, sms, stream);
+  }
+}
+
+}  // namespace cuda
+}  // namespace maxsim
