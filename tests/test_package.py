@@ -52,6 +52,14 @@ def test_the_cuda_variant_has_the_cpu_sources() -> None:
     assert sources("cpu") <= sources("cuda")
 
 
+def test_no_capability_is_claimed_that_has_no_gpu_code() -> None:
+    """metadata.json lists the capabilities of every CUDA section, kernel-builder's defaults where one names none."""
+    sections = [kernel for kernel in CONFIG["kernel"].values() if kernel["backend"] == "cuda"]
+    gpu_code = [kernel for kernel in sections if any(source.endswith(".cu") for source in kernel["src"])]
+    compiled_for = {arch for kernel in gpu_code for arch in kernel["cuda-capabilities"]}
+    assert all(set(kernel["cuda-capabilities"]) <= compiled_for for kernel in sections)
+
+
 def test_metadata(built: LocalKernel) -> None:
     metadata = Metadata.read_from_file(built.variant_path / "metadata.json")
     general = CONFIG["general"]
