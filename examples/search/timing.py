@@ -50,7 +50,7 @@ def measure(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
     """Median seconds of a call, after one that warms up, and what it returned."""
     result = call()
     seconds: list[float] = []
-    while len(seconds) < 3 or sum(seconds) < 0.3:
+    while sum(seconds) < 0.5:
         start = time.perf_counter()
         result = call()
         seconds.append(time.perf_counter() - start)
