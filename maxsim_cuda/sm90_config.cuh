@@ -11,6 +11,9 @@ namespace cuda {
 constexpr int kBlockTokens = 32;  // query tokens a block: the unit that is stacked on M and summed
 constexpr int kAtom = 64;         // features of a 128-byte swizzled row
 
+// What a block may take of the 227 KB, less the barriers and descriptions that Sm90Shared holds.
+constexpr int kSharedLimit = 221 * 1024;
+
 // kGroups math warpgroups hold kTiles x 64 query rows each and meet N document tokens a step; kAtoms x 64 features.
 template <int kGroups_, int kTiles_, int N_, int kAtoms_, int kStageBytes>
 struct Sm90Config {
@@ -24,7 +27,7 @@ struct Sm90Config {
   static constexpr int kSharedBytes = 1024 + kQueryBytes + kStages * kTileBytes;  // 1024 to align the swizzle atoms
   static_assert(N % 8 == 0 && N <= 160, "five words of kept bits, and a legal wgmma width");
   static_assert(kStages >= 2, "a tile must arrive while another is read");
-  static_assert(kSharedBytes <= 225 * 1024, "one block an SM");
+  static_assert(kSharedBytes <= kSharedLimit, "one block an SM");
 };
 
 // One short query: half of M idles and the copy engine is the limit. 65-100 KB in flight an SM is the optimum (160 KB
@@ -37,7 +40,7 @@ using Sm90Middle = Sm90Config<2, 1, 128, kAtoms, 128 * 1024>;
 // 256 query rows for each document tile: at 128 the tiles would come from L2 faster than it gives them. Two row tiles a
 // warpgroup keep one product in flight while the other's max is taken. N follows the document's length (least waste).
 template <int kAtoms, int N>
-using Sm90Wide = Sm90Config<2, 2, N, kAtoms, (225 * 1024 - 1024 - 256 * kAtoms * 128)>;
+using Sm90Wide = Sm90Config<2, 2, N, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128>;
 
 struct Sm90Args {
   Problem problem;
@@ -55,7 +58,9 @@ struct Sm90Args {
 
 // What the producer says about a stage. `bits` are the kept columns of the tile.
 struct StageInfo {
-  static constexpr int kNewQueries = 1, kLast = 2, kFull = 4, kEnd = 8, kInvalid = 16, kAnyToken = 32;
+  // kRelease: the last tile that these queries meet. Consumers must not wait for the next stage before they let the
+  // queries go, because the producer fills that stage only after it has replaced them.
+  static constexpr int kNewQueries = 1, kLast = 2, kFull = 4, kEnd = 8, kInvalid = 16, kAnyToken = 32, kRelease = 64;
   int32_t flags;
   int32_t first_token;
   int64_t target;  // cross: the document; else the pair

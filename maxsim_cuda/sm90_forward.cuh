@@ -52,6 +52,7 @@ struct Sm90Consumer {
   int group, warp, lane;
   float products[C::kTiles][C::N / 2];
   RowState<kArgmax> rows[C::kTiles];
+  bool any_token;  // the open document has kept one so far
 
   __device__ __forceinline__ void issue(int tile, int stage) {
     const uint32_t a = queries + (group * C::kTiles + tile) * 64 * C::kAtoms * 128;
@@ -110,7 +111,7 @@ struct Sm90Consumer {
     return sum;
   }
 
-  __device__ __forceinline__ void finish(int64_t target, bool valid, bool any_token) {
+  __device__ __forceinline__ void finish(int64_t target, bool valid) {
     const int block = C::kTiles == 1 ? group * 2 + warp / 2 : group * 4 + warp;
     const BlockInfo& owner = shared.blocks[block];
     const int64_t pair =
@@ -142,7 +143,7 @@ struct Sm90Consumer {
       asm volatile("bar.sync %0, 64;" ::"r"(barrier) : "memory");
       if (warp % 2) return;
     }
-    if (lane == 0 && owner.query >= 0) write_sum(owner, target, pair, sum, valid && owner.valid, any_token);
+    if (lane == 0 && owner.query >= 0) write_sum(owner, target, pair, sum, valid && owner.valid);
   }
 
   // A block's owner fills its 32 slots; the query's last block also clears what lies behind it.
@@ -155,8 +156,8 @@ struct Sm90Consumer {
       for (slot += kBlockTokens; slot < width; slot += kBlockTokens) out[slot] = -1;
   }
 
-  __device__ __forceinline__ void write_sum(const BlockInfo& owner, int64_t target, int64_t pair, float sum, bool valid,
-                                            bool any_token) {
+  __device__ __forceinline__ void write_sum(const BlockInfo& owner, int64_t target, int64_t pair, float sum,
+                                            bool valid) {
     const float nan = __int_as_float(0x7fc00000);
     if (owner.chunks > 1) {
       // The last block to arrive adds all of them in token order: which one that is never shows.
@@ -182,12 +183,27 @@ struct Sm90Consumer {
   // The same in every lane: what makes control flow around wgmma uniform for the compiler too.
   __device__ __forceinline__ int flags_of(int stage) const { return __shfl_sync(~0u, shared.stages[stage].flags, 0); }
 
-  __device__ __forceinline__ void run() {
-    Ring ring;
-    int query_phase = 0, flags = 0;
-    bool primed = false, any_token = false;
+  // The tile of `stage` has met every row: let it go, and close its document if it was the last.
+  __device__ __forceinline__ void leave(int stage, int flags) {
+    any_token |= (flags & StageInfo::kAnyToken) != 0;
+    const int64_t target = shared.stages[stage].target;
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(&shared.empty[stage]);
+    if (!(flags & StageInfo::kLast)) return;
+    finish(target, !(flags & StageInfo::kInvalid));
+    any_token = false;
 #pragma unroll
     for (int tile = 0; tile < C::kTiles; ++tile) rows[tile].reset();
+  }
+
+  __device__ __forceinline__ void run() {
+    Ring ring;
+    int query_phase = 0;
+    any_token = false;
+#pragma unroll
+    for (int tile = 0; tile < C::kTiles; ++tile) rows[tile].reset();
+    bool primed = false;
+    int flags = 0;
     while (true) {
       if (!primed) {
         wait_stage(ring);
@@ -204,31 +220,25 @@ struct Sm90Consumer {
       next.advance<C::kStages>();
       int ahead = 0;
       bool follows = false;
-      // Each row tile's next product is in flight while the other tile's max is taken.
+      // Each row tile's next product is in flight while the other tile's max is taken. `follows` is shuffled where it
+      // is used: carried through the loop, the compiler takes it for divergent and serialises every product.
 #pragma unroll
       for (int tile = 0; tile < C::kTiles; ++tile) {
         ptx::wgmma_wait<C::kTiles - 1>();
+        ptx::wgmma_settled(products[tile]);
         take_maxima(tile, flags, ring.stage);
         if (tile == 0) {
-          wait_stage(next);
-          ahead = flags_of(next.stage);
-          follows = !(ahead & (StageInfo::kEnd | StageInfo::kNewQueries));
+          follows = !(__shfl_sync(~0u, flags, 0) & StageInfo::kRelease);
+          const Ring look = follows ? next : ring;
+          wait_stage(look);
+          ahead = flags_of(look.stage);
         }
         if (follows)
           issue(tile, next.stage);
         else
           ptx::wgmma_commit();
       }
-      any_token |= (flags & StageInfo::kAnyToken) != 0;
-      const int64_t target = shared.stages[ring.stage].target;
-      __syncwarp();
-      if (lane == 0) ptx::mbarrier_arrive(&shared.empty[ring.stage]);
-      if (flags & StageInfo::kLast) {
-        finish(target, !(flags & StageInfo::kInvalid), any_token);
-        any_token = false;
-#pragma unroll
-        for (int tile = 0; tile < C::kTiles; ++tile) rows[tile].reset();
-      }
+      leave(ring.stage, flags);
       if (!follows) {
         __syncwarp();
         if (lane == 0) ptx::mbarrier_arrive(&shared.queries_empty);
@@ -270,6 +280,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
                  const __grid_constant__ CUtensorMap document_map, const __grid_constant__ CUtensorMap tail_map) {
   extern __shared__ char dynamic[];
   __shared__ Sm90Shared<C> shared;
+  static_assert(C::kSharedBytes + sizeof(Sm90Shared<C>) <= 227 * 1024, "what a block can have");
   char* queries = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(dynamic) + 1023) & ~uintptr_t{1023});
   char* tiles = queries + C::kQueryBytes;
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;

@@ -99,9 +99,12 @@ struct Sm90Producer {
       Span span;
       PairIds ids{-1, -1};
       int my_parts = 1;
+      int64_t next_query = -1;
       if (mine < to) {
         ids = cross ? PairIds{mine / args.count, args.first + mine % args.count} : pair_ids(problem, args.first + mine);
         span = span_of(problem.documents, ids.document);
+        const int64_t next = mine + step;
+        if (next < to) next_query = cross ? next / args.count : pair_ids(problem, args.first + next).query;
         if (!cross) my_parts = max(1, (span_of(problem.queries, ids.query).length + C::kRows - 1) / C::kRows);
       }
       const int batch = static_cast<int>(min(int64_t{32}, (to - base + step - 1) / step));
@@ -115,12 +118,13 @@ struct Sm90Producer {
         const int64_t group = __shfl_sync(~0u, ids.query, u), id = __shfl_sync(~0u, ids.document, u);
         const int64_t target = cross ? id : args.first + base + u * step;
         const int parts = __shfl_sync(~0u, my_parts, u);
+        const bool release = parts > 1 || __shfl_sync(~0u, next_query, u) != group;
         for (int part = 0; part < parts; ++part) {
           const int64_t key = group << 32 | part;
           const bool load = key != resident;
           if (load) load_queries(cross, group, part);
           resident = key;
-          stream(document, id, target, load);
+          stream(document, id, target, load, release);
         }
       }
     }
@@ -218,7 +222,8 @@ struct Sm90Producer {
     __syncwarp();
   }
 
-  __device__ __forceinline__ void stream(const Span& document, int64_t id, int64_t target, bool new_queries) {
+  __device__ __forceinline__ void stream(const Span& document, int64_t id, int64_t target, bool new_queries,
+                                         bool release) {
     const Segments& side = args.problem.documents;
     const int tile_count = max(1, (document.length + C::N - 1) / C::N);
     for (int t = 0; t < tile_count; ++t) {
@@ -226,7 +231,8 @@ struct Sm90Producer {
       StageInfo info{};
       info.first_token = first;
       info.target = target;
-      info.flags = (new_queries && t == 0 ? StageInfo::kNewQueries : 0) | (t + 1 == tile_count ? StageInfo::kLast : 0) |
+      info.flags = (new_queries && t == 0 ? StageInfo::kNewQueries : 0) |
+                   (t + 1 == tile_count ? StageInfo::kLast | (release ? StageInfo::kRelease : 0) : 0) |
                    (document.valid ? 0 : StageInfo::kInvalid);
       uint32_t any = 0;
 #pragma unroll

@@ -21,6 +21,13 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+// Accumulators of a product that was waited for: without this the compiler may read them before the wait.
+template <int kCount>
+__device__ __forceinline__ void wgmma_settled(float (&c)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(c[i])::"memory");
+}
+
 template <class T, int N>
 struct Wgmma;
 
