@@ -3,6 +3,7 @@ And the same call twice gives the same bits twice, forward and backward."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import helpers
@@ -101,12 +102,28 @@ def test_lowmem_gradients_are_reproducible(maxsim, path, layout, dtypes):
         assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
 
 
-def test_deterministic_algorithms_choose_lowmem(maxsim, path):
-    laid = helpers.cross(maxsim, ragged(helpers.cross, 64, (torch.float32, torch.float32), path.device))
+@pytest.mark.parametrize(
+    "backward, deterministic, mode",
+    [
+        (None, False, 0),
+        ("auto", False, 0),
+        ("unified", False, 1),
+        ("lowmem", False, 2),
+        (None, True, 2),
+        ("unified", True, 2),
+    ],
+)
+def test_the_method_reaches_the_gradient(maxsim, monkeypatch, backward, deterministic, mode):
+    """Deterministic algorithms take the reproducible one, whatever was asked for."""
+    kernels = sys.modules[f"{maxsim.__name__}._kernels"]
+    op, modes = kernels.backward, []
+    monkeypatch.setattr(kernels, "backward", lambda *arguments: modes.append(arguments[-2]) or op(*arguments))
+    laid = helpers.cross(maxsim, ragged(helpers.cross, 8, (torch.float32, torch.float32), "cpu"))
     want = _gradients(laid, "lowmem")
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(deterministic)
     try:
-        for backward in (None, "unified"):
-            assert all(torch.equal(a, b) for a, b in zip(_gradients(laid, backward), want, strict=True))
+        got = _gradients(laid, backward)
     finally:
         torch.use_deterministic_algorithms(False)
+    assert modes == [2, mode]
+    assert all(torch.equal(*pair) for pair in zip(got, want, strict=True))
