@@ -15,9 +15,9 @@ constexpr int kAtom = 64;         // features of a 128-byte swizzled row
 constexpr int kSharedLimit = 221 * 1024;
 
 // kGroups math warpgroups hold kTiles x 64 query rows each and meet N document tokens a step; kAtoms x 64 features.
-template <int kGroups_, int kTiles_, int N_, int kAtoms_, int kStageBytes>
+template <int kGroups_, int kTiles_, int N_, int kAtoms_, int kStageBytes, int kPerSm_ = 1>
 struct Sm90Config {
-  static constexpr int kGroups = kGroups_, kTiles = kTiles_, N = N_, kAtoms = kAtoms_;
+  static constexpr int kGroups = kGroups_, kTiles = kTiles_, N = N_, kAtoms = kAtoms_, kPerSm = kPerSm_;
   static constexpr int kRows = kGroups * kTiles * 64;
   static constexpr int kBlocks = kRows / kBlockTokens;
   static constexpr int kThreads = (kGroups + 1) * 128;
@@ -27,16 +27,16 @@ struct Sm90Config {
   static constexpr int kSharedBytes = 1024 + kQueryBytes + kStages * kTileBytes;  // 1024 to align the swizzle atoms
   static_assert(N % 8 == 0 && N <= 160, "five words of kept bits, and a legal wgmma width");
   static_assert(kStages >= 2, "a tile must arrive while another is read");
-  static_assert(kSharedBytes <= kSharedLimit, "one block an SM");
+  static_assert(kSharedBytes * kPerSm <= kSharedLimit, "the blocks of an SM share its memory");
 };
 
-// One short query: half of M idles and the copy engine is the limit. 65-100 KB in flight an SM is the optimum (160 KB
-// loses 6 %), so the ring holds 106 KB of which a tile is being read.
+// One short query: half of M idles and the copy engine is the limit. Two blocks an SM, so that one block's waits are
+// the other's work; 65-100 KB in flight an SM is the optimum (160 KB loses 6 %), so two rings of four 16 KB tiles.
 template <int kAtoms>
-using Sm90Lean = Sm90Config<1, 1, 104, kAtoms, 104 * 128 * 8>;
-// Up to 128 query tokens for each document token read: memory-bound still, both warpgroups take half of the rows.
+using Sm90Lean = Sm90Config<1, 1, 128 / kAtoms, kAtoms, 4 * 16384, 2>;
+// Up to 128 query tokens for each document token read: memory-bound still, so shaped alike, with two row tiles.
 template <int kAtoms>
-using Sm90Middle = Sm90Config<2, 1, 128, kAtoms, 128 * 1024>;
+using Sm90Middle = Sm90Config<1, 2, 128 / kAtoms, kAtoms, 4 * 16384, 2>;
 // 256 query rows for each document tile: at 128 the tiles would come from L2 faster than it gives them. Two row tiles a
 // warpgroup keep one product in flight while the other's max is taken. N follows the document's length (least waste).
 template <int kAtoms, int N>
@@ -56,8 +56,8 @@ struct Sm90Args {
   bool tma;        // both sides can be described by a tensor map
 };
 
-// What the producer says about a stage. `bits` are the kept columns of the tile.
-struct StageInfo {
+// What the producer says about a stage. `bits` are the kept columns of a tile that is not full.
+struct alignas(16) StageInfo {
   // kRelease: the last tile that these queries meet. Consumers must not wait for the next stage before they let the
   // queries go, because the producer fills that stage only after it has replaced them.
   static constexpr int kNewQueries = 1, kLast = 2, kFull = 4, kEnd = 8, kInvalid = 16, kAnyToken = 32, kRelease = 64;

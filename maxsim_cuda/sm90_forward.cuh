@@ -88,7 +88,7 @@ struct Sm90Consumer {
 #pragma unroll
       for (int j = 0; j < C::N / 8; ++j) {
         const float2 scale = token_scale(stage, j * 8 + column0);
-        const uint32_t bits = info.bits[j / 4] >> column0;
+        const uint32_t bits = flags & StageInfo::kFull ? ~0u : info.bits[j / 4] >> column0;
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           if (bits >> (j % 4 * 8 + e % 2) & 1)
@@ -143,7 +143,7 @@ struct Sm90Consumer {
       asm volatile("bar.sync %0, 64;" ::"r"(barrier) : "memory");
       if (warp % 2) return;
     }
-    if (lane == 0 && owner.query >= 0) write_sum(owner, target, pair, sum, valid && owner.valid);
+    if (owner.query >= 0) write_sum(owner, target, pair, sum, valid && owner.valid);
   }
 
   // A block's owner fills its 32 slots; the query's last block also clears what lies behind it.
@@ -156,23 +156,35 @@ struct Sm90Consumer {
       for (slot += kBlockTokens; slot < width; slot += kBlockTokens) out[slot] = -1;
   }
 
+  // `sum` is in lane 0.
   __device__ __forceinline__ void write_sum(const BlockInfo& owner, int64_t target, int64_t pair, float sum,
                                             bool valid) {
     const float nan = __int_as_float(0x7fc00000);
-    if (owner.chunks > 1) {
-      // The last block to arrive adds all of them in token order: which one that is never shows.
-      const bool cross = args.problem.pairing == Pairing::cross;
-      const int64_t place = target - args.first;
-      float* partials = args.partials + place * (cross ? args.block_count : args.chunks) + owner.slot - owner.chunk;
-      int32_t* arrivals = args.arrivals + (cross ? owner.query * args.count : 0) + place;
+    if (owner.chunks > 1 && !add_blocks(owner, target, sum)) return;
+    if (lane == 0) args.scores[pair] = valid ? (any_token ? sum : args.problem.empty_score) : nan;
+  }
+
+  // The last block of a query to arrive adds all of them, by a tree over block numbers: which one that is never shows.
+  __device__ __forceinline__ bool add_blocks(const BlockInfo& owner, int64_t target, float& sum) {
+    const bool cross = args.problem.pairing == Pairing::cross;
+    const int64_t place = target - args.first;
+    float* partials = args.partials + place * (cross ? args.block_count : args.chunks) + owner.slot - owner.chunk;
+    int32_t* arrivals = args.arrivals + (cross ? owner.query * args.count : 0) + place;
+    int arrived = 0;
+    if (lane == 0) {
       __stcg(partials + owner.chunk, sum);
-      __threadfence();
-      if (atomicAdd(arrivals, 1) + 1 != owner.chunks) return;
-      __threadfence();
-      sum = 0.f;
-      for (int chunk = 0; chunk < owner.chunks; ++chunk) sum += __ldcg(partials + chunk);
+      asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(arrived) : "l"(arrivals) : "memory");
     }
-    args.scores[pair] = valid ? (any_token ? sum : args.problem.empty_score) : nan;
+    if (__shfl_sync(~0u, arrived, 0) + 1 != owner.chunks) return false;
+    __threadfence();
+    sum = 0.f;
+    for (int first = 0; first < owner.chunks; first += 32) {
+      float part = first + lane < owner.chunks ? __ldcg(partials + first + lane) : 0.f;
+#pragma unroll
+      for (int step = 16; step; step /= 2) part += __shfl_xor_sync(~0u, part, step);
+      sum += part;
+    }
+    return true;
   }
 
   __device__ __forceinline__ void wait_stage(const Ring& ring) {
@@ -275,12 +287,12 @@ __device__ __forceinline__ void scale_stages(Sm90Shared<C>& shared, const char* 
 }
 
 template <class C, class T, bool kArgmax, bool kNormalize>
-__global__ void __launch_bounds__(C::kThreads, 1)
+__global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     sm90_forward(const __grid_constant__ Sm90Args args, const __grid_constant__ CUtensorMap query_map,
                  const __grid_constant__ CUtensorMap document_map, const __grid_constant__ CUtensorMap tail_map) {
   extern __shared__ char dynamic[];
   __shared__ Sm90Shared<C> shared;
-  static_assert(C::kSharedBytes + sizeof(Sm90Shared<C>) <= 227 * 1024, "what a block can have");
+  static_assert((C::kSharedBytes + sizeof(Sm90Shared<C>) + 1024) * C::kPerSm <= 228 * 1024, "what a block can have");
   char* queries = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(dynamic) + 1023) & ~uintptr_t{1023});
   char* tiles = queries + C::kQueryBytes;
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;

@@ -83,9 +83,39 @@ struct Sm90Producer {
   Ring ring{0, 1};
   int query_phase = 1;
 
-  __device__ __forceinline__ void run() {
+  // A document that meets the resident queries, as one lane looked it up ahead of time.
+  struct Unit {
+    Span document;
+    int64_t group = -1;   // query group (cross) or query
+    int64_t target = -1;  // document (cross) or pair
+    int32_t inner = 0, outer = 0;
+    int32_t parts = 1;  // query groups that this unit needs, one after the other
+    bool release = true;
+  };
+
+  __device__ __forceinline__ int64_t group_of(bool cross, int64_t unit) const {
+    return cross ? unit / args.count : pair_ids(args.problem, args.first + unit).query;
+  }
+
+  __device__ __forceinline__ Unit look_up(bool cross, int64_t unit, int64_t next, int64_t to) const {
     const Problem& problem = args.problem;
-    const bool cross = problem.pairing == Pairing::cross;
+    Unit out;
+    if (unit >= to) return out;
+    out.group = group_of(cross, unit);
+    out.target = args.first + (cross ? unit % args.count : unit);
+    const int64_t id = cross ? out.target : pair_ids(problem, out.target).document;
+    out.document = span_of(problem.documents, id);
+    if (!problem.documents.packed()) {
+      out.inner = static_cast<int>(id % problem.documents.inner);
+      out.outer = static_cast<int>(id / problem.documents.inner);
+    }
+    if (!cross) out.parts = max(1, (span_of(problem.queries, out.group).length + C::kRows - 1) / C::kRows);
+    out.release = out.parts > 1 || next >= to || group_of(cross, next) != out.group;
+    return out;
+  }
+
+  __device__ __forceinline__ void run() {
+    const bool cross = args.problem.pairing == Pairing::cross;
     const int64_t groups = cross ? (args.block_count + C::kBlocks - 1) / C::kBlocks : 1;
     const int64_t units = groups * args.count;
     // One query group: documents are dealt round-robin. Several: a contiguous range each, so that rows stay resident.
@@ -93,45 +123,38 @@ struct Sm90Producer {
     const int64_t from = deal ? blockIdx.x : units * blockIdx.x / gridDim.x;
     const int64_t to = deal ? units : units * (blockIdx.x + 1) / gridDim.x;
     const int64_t step = deal ? gridDim.x : 1;
+    const bool rows_by_hand = !args.tma || args.problem.documents.mask;
     int64_t resident = -1;
     for (int64_t base = from; base < to; base += 32 * step) {
       const int64_t mine = base + lane * step;
-      Span span;
-      PairIds ids{-1, -1};
-      int my_parts = 1;
-      int64_t next_query = -1;
-      if (mine < to) {
-        ids = cross ? PairIds{mine / args.count, args.first + mine % args.count} : pair_ids(problem, args.first + mine);
-        span = span_of(problem.documents, ids.document);
-        const int64_t next = mine + step;
-        if (next < to) next_query = cross ? next / args.count : pair_ids(problem, args.first + next).query;
-        if (!cross) my_parts = max(1, (span_of(problem.queries, ids.query).length + C::kRows - 1) / C::kRows);
-      }
+      const Unit ahead = look_up(cross, mine, mine + step, to);
       const int batch = static_cast<int>(min(int64_t{32}, (to - base + step - 1) / step));
       for (int u = 0; u < batch; ++u) {
-        Span document;
-        document.begin = __shfl_sync(~0u, span.begin, u);
-        document.mask_begin = __shfl_sync(~0u, span.mask_begin, u);
-        document.first_row = __shfl_sync(~0u, span.first_row, u);
-        document.length = __shfl_sync(~0u, span.length, u);
-        document.valid = __shfl_sync(~0u, span.valid, u);
-        const int64_t group = __shfl_sync(~0u, ids.query, u), id = __shfl_sync(~0u, ids.document, u);
-        const int64_t target = cross ? id : args.first + base + u * step;
-        const int parts = __shfl_sync(~0u, my_parts, u);
-        const bool release = parts > 1 || __shfl_sync(~0u, next_query, u) != group;
+        Unit unit;
+        unit.document.length = __shfl_sync(~0u, ahead.document.length, u);
+        unit.document.valid = __shfl_sync(~0u, ahead.document.valid, u);
+        unit.document.first_row = __shfl_sync(~0u, ahead.document.first_row, u);
+        if (rows_by_hand) {
+          unit.document.begin = __shfl_sync(~0u, ahead.document.begin, u);
+          unit.document.mask_begin = __shfl_sync(~0u, ahead.document.mask_begin, u);
+        }
+        unit.group = __shfl_sync(~0u, ahead.group, u);
+        unit.target = __shfl_sync(~0u, ahead.target, u);
+        unit.inner = __shfl_sync(~0u, ahead.inner, u);
+        unit.outer = __shfl_sync(~0u, ahead.outer, u);
+        unit.release = __shfl_sync(~0u, ahead.release, u);
+        const int parts = __shfl_sync(~0u, ahead.parts, u);
         for (int part = 0; part < parts; ++part) {
-          const int64_t key = group << 32 | part;
+          const int64_t key = unit.group << 32 | part;
           const bool load = key != resident;
-          if (load) load_queries(cross, group, part);
+          if (load) load_queries(cross, unit.group, part);
           resident = key;
-          stream(document, id, target, load, release);
+          stream(unit, load);
         }
       }
     }
-    StageInfo end{};
-    end.flags = StageInfo::kEnd;
     acquire();
-    publish(end, 0);
+    publish(StageInfo::kEnd, 0, 0, 0);
   }
 
   __device__ __forceinline__ void load_queries(bool cross, int64_t group, int part) {
@@ -161,8 +184,10 @@ struct Sm90Producer {
           info.query = -1;
         } else {
           const int first = info.chunk * kBlockTokens, rows = min(kBlockTokens, length - first);
-          for (int t = 0; t < rows; ++t)
-            if (token_kept(side, span, first + t)) info.kept |= 1u << t;
+          info.kept = rows < 32 ? (1u << max(rows, 0)) - 1 : ~0u;
+          if (side.mask)
+            for (int t = 0; t < rows; ++t)
+              if (!token_kept(side, span, first + t)) info.kept &= ~(1u << t);
           inner_row = side.packed() ? span.first_row + first : first;
           row_begin = span.begin + first * side.token_stride;
         }
@@ -211,77 +236,90 @@ struct Sm90Producer {
   __device__ __forceinline__ void acquire() { ptx::mbarrier_wait(&shared.empty[ring.stage], ring.phase); }
 
   // The stage's description goes out with the arrival that counts its bytes.
-  __device__ __forceinline__ void publish(const StageInfo& info, int bytes) {
+  __device__ __forceinline__ void publish(int flags, int first, int64_t target, int bytes) {
     if (lane == 0) {
-      if (warp == 0) shared.stages[ring.stage] = info;
+      if (warp == 0) {
+        StageInfo& info = shared.stages[ring.stage];
+        info.flags = flags;
+        info.first_token = first;
+        info.target = target;
+      }
       if (bytes)
         ptx::mbarrier_arrive_expect(&shared.full[ring.stage], bytes);
       else
         ptx::mbarrier_arrive(&shared.full[ring.stage]);
     }
-    __syncwarp();
   }
 
-  __device__ __forceinline__ void stream(const Span& document, int64_t id, int64_t target, bool new_queries,
-                                         bool release) {
+  __device__ __forceinline__ void stream(const Unit& unit, bool new_queries) {
     const Segments& side = args.problem.documents;
-    const int tile_count = max(1, (document.length + C::N - 1) / C::N);
-    for (int t = 0; t < tile_count; ++t) {
-      const int first = t * C::N, rows = min(C::N, document.length - first);
-      StageInfo info{};
-      info.first_token = first;
-      info.target = target;
-      info.flags = (new_queries && t == 0 ? StageInfo::kNewQueries : 0) |
-                   (t + 1 == tile_count ? StageInfo::kLast | (release ? StageInfo::kRelease : 0) : 0) |
-                   (document.valid ? 0 : StageInfo::kInvalid);
-      uint32_t any = 0;
-#pragma unroll
-      for (int w = 0; w < 5; ++w) {
-        const int column = w * 32 + lane;
-        info.bits[w] = __ballot_sync(~0u, column < rows && token_kept(side, document, first + column));
-        any |= info.bits[w];
-      }
-      if (rows == C::N && !side.mask) info.flags |= StageInfo::kFull;
-      if (any) info.flags |= StageInfo::kAnyToken;
+    const int length = unit.document.length;
+    int flags = (new_queries ? StageInfo::kNewQueries : 0) | (unit.document.valid ? 0 : StageInfo::kInvalid);
+    int first = 0;
+    do {
+      // The last tile reaches back over tokens already met, which changes no max and no winner, rather than be partial.
+      const bool last = first + C::N >= length;
+      if (last && length >= C::N && !side.mask) first = length - C::N;
+      const int rows = min(C::N, length - first);
+      if (last) flags |= StageInfo::kLast | (unit.release ? StageInfo::kRelease : 0);
       acquire();
+      if (rows == C::N && !side.mask)
+        flags |= StageInfo::kFull | StageInfo::kAnyToken;
+      else
+        flags |= keep_columns(unit.document, first, rows) ? StageInfo::kAnyToken : 0;
       char* tile = tiles + ring.stage * C::kTileBytes;
       if (args.tma)
-        copy_by_map(info, tile, rows, first, document, id);
+        copy_by_map(unit, flags, tile, rows, first);
       else
-        copy_by_hand(info, tile, rows, first, document);
+        copy_by_hand(unit, flags, tile, rows, first);
       ring.advance<C::kStages>();
-    }
+      flags &= StageInfo::kInvalid;
+      first += C::N;
+    } while (first < length);
   }
 
-  __device__ __forceinline__ void copy_by_map(const StageInfo& info, char* tile, int rows, int first,
-                                              const Span& document, int64_t id) {
+  // Writes the stage's kept columns; says whether there is one.
+  __device__ __forceinline__ bool keep_columns(const Span& document, int first, int rows) {
     const Segments& side = args.problem.documents;
-    const int row = static_cast<int>(side.packed() ? document.first_row : 0) + first;
-    const int inner = side.packed() ? 0 : static_cast<int>(id % side.inner);
-    const int outer = side.packed() ? 0 : static_cast<int>(id / side.inner);
+    uint32_t any = 0;
+#pragma unroll 1
+    for (int w = 0; w < 5; ++w) {
+      const int column = w * 32 + lane;
+      const uint32_t bits = __ballot_sync(~0u, column < rows && token_kept(side, document, first + column));
+      if (lane == 0 && warp == 0) shared.stages[ring.stage].bits[w] = bits;
+      any |= bits;
+    }
+    return any != 0;
+  }
+
+  __device__ __forceinline__ void copy_by_map(const Unit& unit, int flags, char* tile, int rows, int first) {
+    const int row = static_cast<int>(args.problem.documents.packed() ? unit.document.first_row : 0) + first;
     uint64_t* barrier = &shared.full[ring.stage];
     if (rows == C::N) {
-      publish(info, C::kTileBytes);
-      if (lane < C::kAtoms)
-        ptx::tma_load(tile + lane * C::N * 128, &document_map, barrier, lane * kAtom, row, inner, outer);
+      publish(flags, first, unit.target, C::kTileBytes);
+      if (lane == 0)
+#pragma unroll
+        for (int atom = 0; atom < C::kAtoms; ++atom)
+          ptx::tma_load(tile + atom * C::N * 128, &document_map, barrier, atom * kAtom, row, unit.inner, unit.outer);
     } else {
       const int boxes = (max(rows, 0) + 7) / 8;
-      publish(info, boxes * 8 * C::kAtoms * 128);
+      publish(flags, first, unit.target, boxes * 8 * C::kAtoms * 128);
+      __syncwarp();  // no byte may arrive before its count
       if (lane < boxes)
 #pragma unroll
         for (int atom = 0; atom < C::kAtoms; ++atom)
-          ptx::tma_load(tile + atom * C::N * 128 + lane * 1024, &tail_map, barrier, atom * kAtom, row + lane * 8, inner,
-                        outer);
+          ptx::tma_load(tile + atom * C::N * 128 + lane * 1024, &tail_map, barrier, atom * kAtom, row + lane * 8,
+                        unit.inner, unit.outer);
     }
+    __syncwarp();
   }
 
-  __device__ __forceinline__ void copy_by_hand(const StageInfo& info, char* tile, int rows, int first,
-                                               const Span& document) {
+  __device__ __forceinline__ void copy_by_hand(const Unit& unit, int flags, char* tile, int rows, int first) {
     const Segments& side = args.problem.documents;
     for (int i = warp * 32 + lane; i < C::N * C::kAtoms * 8; i += 128) {
       const int row = i / (C::kAtoms * 8), chunk = i % (C::kAtoms * 8);
-      copy_chunk(tile + swizzled(C::N, row, chunk), side, document.begin + (first + row) * side.token_stride, chunk,
-                 row < rows);
+      copy_chunk(tile + swizzled(C::N, row, chunk), side, unit.document.begin + (first + row) * side.token_stride,
+                 chunk, row < rows);
     }
     ptx::fence_async_proxy();
     if (kNormalize) {
@@ -290,7 +328,8 @@ struct Sm90Producer {
         shared.token_scale[ring.stage][row] = inverse_norm_of<C, T>(tile, C::N, row);
     }
     __syncwarp();
-    publish(info, 0);
+    publish(flags, first, unit.target, 0);
+    __syncwarp();
   }
 
   __device__ __forceinline__ void sync_loaders() { asm volatile("bar.sync 8, 128;" ::: "memory"); }

@@ -61,8 +61,8 @@ void launch(const Sm90Args& args, int sms, cudaStream_t stream) {
                describe(args.problem.documents, C::N, &document_map) && describe(args.problem.documents, 8, &tail_map);
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
-  kernel<<<static_cast<unsigned>(std::min<int64_t>(units, sms)), C::kThreads, C::kSharedBytes, stream>>>(
-      mapped, query_map, document_map, tail_map);
+  kernel<<<static_cast<unsigned>(std::min<int64_t>(units, int64_t{sms} * C::kPerSm)), C::kThreads, C::kSharedBytes,
+           stream>>>(mapped, query_map, document_map, tail_map);
   check(cudaGetLastError(), "sm90_forward");
 }
 

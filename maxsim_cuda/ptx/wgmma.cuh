@@ -50,10 +50,13 @@ struct Wgmma;
   MAXSIM_WGMMA(__nv_bfloat16, "bf16", N, registers, a, b, accumulate, __VA_ARGS__) \
   MAXSIM_WGMMA(__half, "f16", N, registers, a, b, accumulate, __VA_ARGS__)
 
-#define MAXSIM_REGS_52                                                                         \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
-  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, " \
-  "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51"
+#define MAXSIM_REGS_32                                                     \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define MAXSIM_REGS_52 \
+  MAXSIM_REGS_32       \
+      ", "             \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51"
 #define MAXSIM_REGS_64 \
   MAXSIM_REGS_52       \
   ", "                 \
@@ -62,12 +65,15 @@ struct Wgmma;
   MAXSIM_REGS_64       \
   ", "                 \
   "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75"
-#define MAXSIM_ACCS_52                                                                                                \
+#define MAXSIM_ACCS_32                                                                                                \
   MAXSIM_ACC4(0), MAXSIM_ACC4(4), MAXSIM_ACC4(8), MAXSIM_ACC4(12), MAXSIM_ACC4(16), MAXSIM_ACC4(20), MAXSIM_ACC4(24), \
-      MAXSIM_ACC4(28), MAXSIM_ACC4(32), MAXSIM_ACC4(36), MAXSIM_ACC4(40), MAXSIM_ACC4(44), MAXSIM_ACC4(48)
+      MAXSIM_ACC4(28)
+#define MAXSIM_ACCS_52 \
+  MAXSIM_ACCS_32, MAXSIM_ACC4(32), MAXSIM_ACC4(36), MAXSIM_ACC4(40), MAXSIM_ACC4(44), MAXSIM_ACC4(48)
 #define MAXSIM_ACCS_64 MAXSIM_ACCS_52, MAXSIM_ACC4(52), MAXSIM_ACC4(56), MAXSIM_ACC4(60)
 #define MAXSIM_ACCS_76 MAXSIM_ACCS_64, MAXSIM_ACC4(64), MAXSIM_ACC4(68), MAXSIM_ACC4(72)
 
+MAXSIM_WGMMA_BOTH(64, MAXSIM_REGS_32, "%32", "%33", "%34", MAXSIM_ACCS_32)
 MAXSIM_WGMMA_BOTH(104, MAXSIM_REGS_52, "%52", "%53", "%54", MAXSIM_ACCS_52)
 MAXSIM_WGMMA_BOTH(128, MAXSIM_REGS_64, "%64", "%65", "%66", MAXSIM_ACCS_64)
 MAXSIM_WGMMA_BOTH(152, MAXSIM_REGS_76, "%76", "%77", "%78", MAXSIM_ACCS_76)
@@ -75,9 +81,11 @@ MAXSIM_WGMMA_BOTH(152, MAXSIM_REGS_76, "%76", "%77", "%78", MAXSIM_ACCS_76)
 #undef MAXSIM_ACC4
 #undef MAXSIM_WGMMA
 #undef MAXSIM_WGMMA_BOTH
+#undef MAXSIM_REGS_32
 #undef MAXSIM_REGS_52
 #undef MAXSIM_REGS_64
 #undef MAXSIM_REGS_76
+#undef MAXSIM_ACCS_32
 #undef MAXSIM_ACCS_52
 #undef MAXSIM_ACCS_64
 #undef MAXSIM_ACCS_76
