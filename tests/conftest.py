@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
+import torch
 from helpers import Path, load_kernel
 
 
@@ -17,6 +18,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def maxsim() -> ModuleType:
     return load_kernel()
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The same numbers on every run."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

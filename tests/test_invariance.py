@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import helpers
 import pytest
@@ -100,6 +101,19 @@ def test_lowmem_gradients_are_reproducible(maxsim, path, layout, dtypes):
     torch.set_num_threads(before)
     for run in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+def test_concurrent_calls(maxsim, path):
+    """Calls from several Python threads at once, each with its own problem."""
+    laids = [helpers.varlen(maxsim, ragged(helpers.varlen, 64, DTYPES[k % 3], path.device, seed=k)) for k in range(8)]
+
+    def results(laid: helpers.Laid) -> tuple[torch.Tensor, ...]:
+        return laid.score(laid.queries, laid.documents), *_gradients(laid, "lowmem")
+
+    alone = [results(laid) for laid in laids]
+    with ThreadPoolExecutor(4) as pool:
+        for mine, want in zip(pool.map(results, laids * 4), alone * 4, strict=True):
+            assert all(torch.equal(*pair) for pair in zip(mine, want, strict=True))
 
 
 @pytest.mark.parametrize(
