@@ -168,66 +168,48 @@ def _every_pair(batch: Batch) -> list[tuple[int, int]]:
     return [(i, j) for i in range(len(batch.queries)) for j in range(len(batch.documents))]
 
 
-def cross(m: ModuleType, batch: Batch) -> Laid:
-    """maxsim, [Nq, Lq, d] x [Nd, Ld, d] behind masks."""
-    q, d = Padded(batch.queries), Padded(batch.documents)
-    masks = (q.mask(), d.mask())
+def _dense(m: ModuleType, q: Padded, d: Padded, shapes: tuple[tuple, tuple], pairs: list[tuple[int, int]]) -> Laid:
+    """maxsim on both sides behind masks, with their leading axes as ``shapes`` has them."""
+    queries, documents = (
+        x.tensor.reshape(*shape, *x.tensor.shape[1:]) for x, shape in zip((q, d), shapes, strict=True)
+    )
+    masks = [x.mask().reshape(*shape, -1) for x, shape in zip((q, d), shapes, strict=True)]
     return Laid(
-        q.tensor,
-        d.tensor,
-        _every_pair(batch),
+        queries,
+        documents,
+        pairs,
         lambda q, d, **o: m.maxsim(q, d, *masks, **o),
         lambda q, d, **o: m.maxsim_with_argmax(q, d, *masks, **o),
         q.segments,
         d.segments,
     )
+
+
+def cross(m: ModuleType, batch: Batch) -> Laid:
+    """maxsim, [Nq, Lq, d] x [Nd, Ld, d]."""
+    shapes = ((len(batch.queries),), (len(batch.documents),))
+    return _dense(m, Padded(batch.queries), Padded(batch.documents), shapes, _every_pair(batch))
 
 
 def single_query(m: ModuleType, batch: Batch) -> Laid:
     """maxsim, [Lq, d] x [Nd, Ld, d]."""
-    q, d = Padded(batch.queries[:1]), Padded(batch.documents)
-    masks = (q.mask()[0], d.mask())
-    return Laid(
-        q.tensor[0],
-        d.tensor,
-        [(0, j) for j in range(len(batch.documents))],
-        lambda q, d, **o: m.maxsim(q, d, *masks, **o),
-        lambda q, d, **o: m.maxsim_with_argmax(q, d, *masks, **o),
-        q.segments,
-        d.segments,
-    )
+    pairs = [(0, j) for j in range(len(batch.documents))]
+    return _dense(m, Padded(batch.queries[:1]), Padded(batch.documents), ((), (len(batch.documents),)), pairs)
 
 
 def single_document(m: ModuleType, batch: Batch) -> Laid:
     """maxsim, [Nq, Lq, d] x [Ld, d]."""
-    q, d = Padded(batch.queries), Padded(batch.documents[:1])
-    masks = (q.mask(), d.mask()[0])
-    return Laid(
-        q.tensor,
-        d.tensor[0],
-        [(i, 0) for i in range(len(batch.queries))],
-        lambda q, d, **o: m.maxsim(q, d, *masks, **o),
-        lambda q, d, **o: m.maxsim_with_argmax(q, d, *masks, **o),
-        q.segments,
-        d.segments,
-    )
+    pairs = [(i, 0) for i in range(len(batch.queries))]
+    return _dense(m, Padded(batch.queries), Padded(batch.documents[:1]), ((len(batch.queries),), ()), pairs)
 
 
 def slab(m: ModuleType, batch: Batch) -> Laid:
-    """maxsim, [Nq, Lq, d] x [Nq, K, Ld, d] behind masks: query i has documents i*K to i*K + K."""
-    q, d = Padded(batch.queries), Padded(batch.documents)
+    """maxsim, [Nq, Lq, d] x [Nq, K, Ld, d]: query i has documents i*K to i*K + K."""
     count = len(batch.queries)
     per_query = len(batch.documents) // count
-    masks = (q.mask(), d.mask().unflatten(0, (count, per_query)))
-    return Laid(
-        q.tensor,
-        d.tensor.unflatten(0, (count, per_query)),
-        [(i, i * per_query + k) for i in range(count) for k in range(per_query)],
-        lambda q, d, **o: m.maxsim(q, d, *masks, **o),
-        lambda q, d, **o: m.maxsim_with_argmax(q, d, *masks, **o),
-        q.segments,
-        d.segments,
-    )
+    pairs = [(i, i * per_query + k) for i in range(count) for k in range(per_query)]
+    shapes = ((count,), (count, per_query))
+    return _dense(m, Padded(batch.queries), Padded(batch.documents), shapes, pairs)
 
 
 def matched(m: ModuleType, batch: Batch) -> Laid:
