@@ -188,6 +188,7 @@ void check_argmax(const Problem& problem, const int32_t* argmax) {
 void backward(const Problem& problem, Path path, const float* grad_scores, const int32_t* argmax, void* grad_queries,
               void* grad_documents) {
   check_values(problem);
+  check_argmax_width(problem);
   if (problem.pairs == 0) return;
   check_argmax(problem, argmax);
   const Isa& isa = choose_isa(path, problem.queries.dtype, problem.documents.dtype);

@@ -211,6 +211,7 @@ struct Item {
 
 void forward(const Problem& problem, Path path, float* scores, int32_t* argmax) {
   check_values(problem);
+  if (problem.argmax_width != kNoArgmax) check_argmax_width(problem);
   if (problem.pairs == 0) return;
   const Isa& isa = choose_isa(path, problem.queries.dtype, problem.documents.dtype);
   const PackedQueries queries = pack_queries(problem, isa);

@@ -45,11 +45,13 @@ void check_values(const Problem& problem) {
     check_ids(problem.query_ids, problem.pairs, problem.queries.count, "pair_queries");
     check_ids(problem.document_ids, problem.pairs, problem.documents.count, "pair_documents");
   }
-  if (problem.argmax_width)
-    for (int64_t s = 0; s < problem.queries.count; ++s)
-      if (problem.queries.length(s) > problem.argmax_width)
-        throw std::runtime_error("argmax_width " + std::to_string(problem.argmax_width) + " is below query " +
-                                 std::to_string(s) + "'s " + std::to_string(problem.queries.length(s)) + " tokens");
+}
+
+void check_argmax_width(const Problem& problem) {
+  for (int64_t s = 0; s < problem.queries.count; ++s)
+    if (problem.queries.length(s) > problem.argmax_width)
+      throw std::runtime_error("argmax_width " + std::to_string(problem.argmax_width) + " is below query " +
+                               std::to_string(s) + "'s " + std::to_string(problem.queries.length(s)) + " tokens");
 }
 
 void widen_row(const Isa& isa, const Segments& side, const char* row, float* out) {

@@ -20,6 +20,9 @@ void backward(const Problem& problem, Path path, const float* grad_scores, const
 // Throws std::runtime_error that names the first offset, length or id which points outside its tensor.
 void check_values(const Problem& problem);
 
+// Throws where a query is longer than the argmax has slots.
+void check_argmax_width(const Problem& problem);
+
 inline const char* row_pointer(const Segments& side, int64_t begin, int64_t token) {
   return static_cast<const char*>(side.data) + (begin + token * side.token_stride) * element_size(side.dtype);
 }

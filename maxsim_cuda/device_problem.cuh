@@ -50,9 +50,10 @@ struct PairIds {
 __device__ __forceinline__ PairIds pair_ids(const Problem& problem, int64_t pair) {
   switch (problem.pairing) {
     case Pairing::cross:
-      return {pair / problem.documents.count, pair % problem.documents.count};
+      return {quotient(pair, problem.documents.count),
+              pair - quotient(pair, problem.documents.count) * problem.documents.count};
     case Pairing::slab:
-      return {pair / problem.documents.inner, pair};
+      return {quotient(pair, problem.documents.inner), pair};
     default:
       return {problem.query_ids[pair], problem.document_ids[pair]};
   }

@@ -296,6 +296,11 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
   char* queries = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(dynamic) + 1023) & ~uintptr_t{1023});
   char* tiles = queries + C::kQueryBytes;
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
+  if (threadIdx.x == C::kGroups * 128 && args.tma) {
+    ptx::tma_prefetch(&document_map);
+    ptx::tma_prefetch(&query_map);
+    ptx::tma_prefetch(&tail_map);
+  }
   if (threadIdx.x == 0) {
     const int loaders = args.tma ? 1 : 4;
     for (int i = 0; i < C::kStages; ++i) {
@@ -311,11 +316,6 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
   if (group == C::kGroups) {
     if (C::kGroups == 2) asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
     if (warp == 0 || !args.tma) {
-      if (args.tma && lane == 0) {
-        ptx::tma_prefetch(&query_map);
-        ptx::tma_prefetch(&document_map);
-        ptx::tma_prefetch(&tail_map);
-      }
       Sm90Producer<C, T, kNormalize>{args, query_map, document_map, tail_map, shared, queries, tiles, warp, lane}.run();
     } else if (kNormalize) {
       scale_stages<C, T>(shared, queries, tiles, threadIdx.x % 128 - 32);

@@ -94,7 +94,7 @@ struct Sm90Producer {
   };
 
   __device__ __forceinline__ int64_t group_of(bool cross, int64_t unit) const {
-    return cross ? unit / args.count : pair_ids(args.problem, args.first + unit).query;
+    return cross ? quotient(unit, args.count) : pair_ids(args.problem, args.first + unit).query;
   }
 
   __device__ __forceinline__ Unit look_up(bool cross, int64_t unit, int64_t next, int64_t to) const {
@@ -102,12 +102,12 @@ struct Sm90Producer {
     Unit out;
     if (unit >= to) return out;
     out.group = group_of(cross, unit);
-    out.target = args.first + (cross ? unit % args.count : unit);
+    out.target = args.first + (cross ? unit - out.group * args.count : unit);
     const int64_t id = cross ? out.target : pair_ids(problem, out.target).document;
     out.document = span_of(problem.documents, id);
     if (!problem.documents.packed()) {
-      out.inner = static_cast<int>(id % problem.documents.inner);
-      out.outer = static_cast<int>(id / problem.documents.inner);
+      out.outer = static_cast<int>(quotient(max(id, int64_t{0}), problem.documents.inner));
+      out.inner = static_cast<int>(id - out.outer * problem.documents.inner);
     }
     if (!cross) out.parts = max(1, (span_of(problem.queries, out.group).length + C::kRows - 1) / C::kRows);
     out.release = out.parts > 1 || next >= to || group_of(cross, next) != out.group;
@@ -170,8 +170,8 @@ struct Sm90Producer {
       } else {
         const int64_t block = group * C::kBlocks + lane;
         if (block < args.block_count) {
-          info.query = args.blocks ? args.blocks[block].x : block / args.chunks;
-          info.chunk = args.blocks ? args.blocks[block].y : static_cast<int>(block % args.chunks);
+          info.query = args.blocks ? args.blocks[block].x : quotient(block, args.chunks);
+          info.chunk = args.blocks ? args.blocks[block].y : static_cast<int>(block - info.query * args.chunks);
         }
       }
       info.slot = cross ? group * C::kBlocks + lane : info.chunk;

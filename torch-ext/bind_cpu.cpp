@@ -5,7 +5,7 @@
 namespace maxsim {
 
 Tensor forward_cpu(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path) {
-  const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, 0);
+  const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, kNoArgmax);
   Tensor scores = new_scores(bound, queries);
   cpu::forward(bound.problem, static_cast<cpu::Path>(path), static_cast<float*>(scores.mutable_data_ptr()), nullptr);
   return scores;

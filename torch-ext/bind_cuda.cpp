@@ -57,7 +57,7 @@ void run_forward(const BoundProblem& bound, int64_t path, const Tensor& on, Tens
 }  // namespace
 
 Tensor forward_cuda(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path) {
-  const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, 0);
+  const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, kNoArgmax);
   Tensor scores = new_scores(bound, queries);
   run_forward(bound, path, queries, scores, nullptr);
   return scores;

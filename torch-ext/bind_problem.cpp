@@ -129,7 +129,9 @@ BoundProblem bind_problem(const ProblemArguments& a, bool normalize, double empt
   problem.normalize = normalize;
   problem.empty_score = static_cast<float>(empty_score);
   problem.argmax_width = argmax_width;
-  require(argmax_width >= 0, "argmax_width must not be negative; got ", argmax_width);
+  require(argmax_width >= 0 || argmax_width == kNoArgmax, "argmax_width must not be negative; got ", argmax_width);
+  require(argmax_width == kNoArgmax || a.query_offsets || argmax_width == a.queries.size(1),
+          "argmax_width must be the length of padded queries ", shape_of(a.queries), "; got ", argmax_width);
 
   require(a.pair_queries.has_value() == a.pair_documents.has_value(),
           "pair_queries and pair_documents must be given together");
