@@ -6,7 +6,7 @@
 #   make build       build/<variant>/ for the installed torch; BUILD="--backend all --archs 9.0a" passes options
 #   make format      rewrite the sources as `make test` wants them
 #   make bench       the benchmarks behind the README's figures
-#   make sanitize    the fuzz tests under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make sanitize    the fuzz tests under AddressSanitizer and UndefinedBehaviorSanitizer, FUZZ_SECONDS=600 of them
 
 SHELL := bash
 .SHELLFLAGS := -o pipefail -ec
@@ -16,6 +16,7 @@ SHELL := bash
 export QUERY
 
 PYTHON ?= python3
+FUZZ_SECONDS ?= 600
 VENV := .venv
 BIN := $(VENV)/bin
 CXX_SOURCES := git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' '*.mm'
@@ -49,7 +50,8 @@ sanitize: $(VENV)/test.stamp
 	repo_id=$$(sed -n 's/^repo-id = "\(.*\)"/\1/p' build.toml) && \
 	LOCAL_KERNELS="$$repo_id=$(CURDIR)/.build/sanitized" \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	MAXSIM_FUZZ_SECONDS=$(FUZZ_SECONDS) \
 	  $(BIN)/python -m pytest tests/test_fuzz.py
 
 clean:
