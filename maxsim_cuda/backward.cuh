@@ -133,6 +133,7 @@ __global__ void __launch_bounds__(QueryGradient::kThreads) backward_queries(cons
       const bool write = pass + 1 == passes;
       for (int64_t k0 = 0; k0 < own.dim; k0 += T::kFeatures) {
         float sum[T::kPerLane] = {};
+        bool touched = false;
         for (int64_t n0 = range.from; n0 < range.to; n0 += 32) {
           int64_t row = -1;
           float factor = 0.f;
@@ -147,6 +148,7 @@ __global__ void __launch_bounds__(QueryGradient::kThreads) backward_queries(cons
             }
           }
           const unsigned hits = __ballot_sync(~0u, row >= 0);
+          touched |= hits != 0;
           for (unsigned left = hits; left; left &= left - 1) {
             const int source = __ffs(left) - 1;
             const int64_t element = __shfl_sync(~0u, row, source);
@@ -158,6 +160,7 @@ __global__ void __launch_bounds__(QueryGradient::kThreads) backward_queries(cons
             }
           }
         }
+        if (!touched) break;  // exactly zero, whatever the row itself holds
 #pragma unroll
         for (int i = 0; i < T::kPerLane; ++i) {
           const int64_t k = k0 + i * 32 + lane;
@@ -192,6 +195,7 @@ __global__ void __launch_bounds__(DocumentGradient::kThreads)
   __shared__ int hit_token[T::kThreads];
   __shared__ int warp_hits[T::kThreads / 32];
   __shared__ float dots[T::kTokens];
+  __shared__ bool touched[T::kTokens];  // a row that nothing won is exactly zero, whatever it holds
   const Problem& problem = args.problem;
   const Segments& own = problem.documents;
   const Segments& other = problem.queries;
@@ -204,7 +208,7 @@ __global__ void __launch_bounds__(DocumentGradient::kThreads)
     for (int64_t t0 = blockIdx.y * T::kTokens; t0 < span.length; t0 += gridDim.y * T::kTokens) {
       const int passes = problem.normalize ? 2 : 1;
       __syncthreads();
-      if (thread < T::kTokens) dots[thread] = 0.f;
+      if (thread < T::kTokens) dots[thread] = 0.f, touched[thread] = false;
       for (int pass = 0; pass < passes; ++pass) {
         const bool write = pass + 1 == passes;
         for (int64_t k0 = 0; k0 < own.dim; k0 += T::kThreads) {
@@ -236,7 +240,8 @@ __global__ void __launch_bounds__(DocumentGradient::kThreads)
               if (w < warp) place += warp_hits[w];
               hits += warp_hits[w];
             }
-            if (token >= 0) hit_row[place] = row, hit_factor[place] = factor, hit_token[place] = token;
+            if (token >= 0)
+              hit_row[place] = row, hit_factor[place] = factor, hit_token[place] = token, touched[token] = true;
             __syncthreads();
             if (k < own.dim)
 #pragma unroll 4
@@ -246,6 +251,7 @@ __global__ void __launch_bounds__(DocumentGradient::kThreads)
               }
           }
           for (int t = 0; t < T::kTokens && t0 + t < span.length; ++t) {
+            if (!touched[t]) continue;
             const float x = problem.normalize && k < own.dim
                                 ? load_element(own, span.begin + (t0 + t) * own.token_stride + k * own.feature_stride)
                                 : 0.f;

@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(FmaTile::kThreads)
       continue;
     }
 
-    float total = 0.f;  // thread 0's
+    double total = 0;  // thread 0's; in double, so that holes in a query mask do not show in the rounding
     for (int q0 = 0; q0 < query.length; q0 += T::kQueries) {
       float best[4];
       int32_t winner[4];
@@ -126,13 +126,13 @@ __global__ void __launch_bounds__(FmaTile::kThreads)
       }
       __syncthreads();
       if (thread < 32) {
-        float sum = row_best[thread];
+        double sum = row_best[thread];
 #pragma unroll
         for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
         total += sum;
       }
     }
-    if (thread == 0) scores[pair] = total;
+    if (thread == 0) scores[pair] = static_cast<float>(total);
   }
 }
 

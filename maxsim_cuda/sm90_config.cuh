@@ -47,7 +47,7 @@ struct Sm90Args {
   Problem problem;
   float* scores;
   int32_t* argmax;
-  float* partials;     // sums of blocks: [documents][block_count] (cross) or [pairs][chunks] of this launch
+  double* partials;    // sums of blocks: [documents][block_count] (cross) or [pairs][chunks] of this launch
   int32_t* arrivals;   // blocks done, of each pair of this launch; zero at launch
   const int2* blocks;  // (query, chunk) of each block of packed queries, null where it follows from the number
   int64_t block_count;

@@ -72,7 +72,10 @@ struct Sm90Consumer {
     RowState<kArgmax>& row = rows[tile];
     const int column0 = lane % 4 * 2;
     const int32_t token0 = info.first_token + column0;
-    if ((flags & StageInfo::kFull) && !kArgmax) {
+    const bool full = __shfl_sync(~0u, flags, 0) & StageInfo::kFull;
+    if (kArgmax && full)
+      if (take_winners(c, row, token0, stage, column0)) return;
+    if (!kArgmax && full) {
       float odd[2] = {-INFINITY, -INFINITY};  // a second chain for each row hides the latency of max
 #pragma unroll
       for (int j = 0; j < C::N / 8; ++j) {
@@ -88,7 +91,7 @@ struct Sm90Consumer {
 #pragma unroll
       for (int j = 0; j < C::N / 8; ++j) {
         const float2 scale = token_scale(stage, j * 8 + column0);
-        const uint32_t bits = flags & StageInfo::kFull ? ~0u : info.bits[j / 4] >> column0;
+        const uint32_t bits = full ? ~0u : info.bits[j / 4] >> column0;
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           if (bits >> (j % 4 * 8 + e % 2) & 1)
@@ -97,15 +100,42 @@ struct Sm90Consumer {
     }
   }
 
+  // Winners of a full tile by plain comparison, which passes over NaN: false, with nothing taken, where there may be
+  // one.
+  __device__ __forceinline__ bool take_winners(const float (&c)[C::N / 2], RowState<kArgmax>& row, int32_t token0,
+                                               int stage, int column0) {
+    float best[2] = {row.best[0], row.best[1]}, probe = 0.f;  // v * 0 is NaN for NaN and for infinity
+    int32_t column[2] = {-1, -1};
+#pragma unroll
+    for (int j = 0; j < C::N / 8; ++j) {
+      const float2 scale = token_scale(stage, j * 8 + column0);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float value = scaled(c[4 * j + e], e % 2 ? scale.y : scale.x);
+        probe = fmaf(value, 0.f, probe);
+        if (value > best[e / 2]) best[e / 2] = value, column[e / 2] = j * 8 + e % 2;
+      }
+    }
+    const bool exact = __any_sync(~0u, probe != probe || !(best[0] > -INFINITY) || !(best[1] > -INFINITY));
+    if (__shfl_sync(~0u, exact, 0)) return false;  // shuffled for the compiler, as `follows` is
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      row.best[r] = best[r];
+      if (column[r] >= 0) row.winner[r] = token0 + column[r];
+    }
+    return true;
+  }
+
   __device__ __forceinline__ float2 token_scale(int stage, int column) const {
     if (!kNormalize) return make_float2(1.f, 1.f);
     return *reinterpret_cast<const float2*>(&shared.token_scale[stage][column]);
   }
   __device__ __forceinline__ float scaled(float value, float scale) const { return kNormalize ? value * scale : value; }
 
-  // Sum of the 16 rows of one tile that this warp holds, by a fixed tree over token numbers.
-  __device__ __forceinline__ float sum_rows(float low, float high) {
-    float sum = low + high;
+  // Sum of the 16 rows of one tile that this warp holds. In double, where 24-bit terms add without rounding unless they
+  // lie 2^20 apart: so the order, which holes in a query mask change, does not show.
+  __device__ __forceinline__ double sum_rows(float low, float high) {
+    double sum = static_cast<double>(low) + high;
 #pragma unroll
     for (int step = 4; step <= 16; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
     return sum;
@@ -116,7 +146,7 @@ struct Sm90Consumer {
     const BlockInfo& owner = shared.blocks[block];
     const int64_t pair =
         args.problem.pairing == Pairing::cross ? owner.query * args.problem.documents.count + target : target;
-    float sums[C::kTiles];
+    double sums[C::kTiles];
 #pragma unroll
     for (int tile = 0; tile < C::kTiles; ++tile) {
       rows[tile].reduce();
@@ -132,7 +162,7 @@ struct Sm90Consumer {
       }
       sums[tile] = sum_rows(value[0], value[1]);
     }
-    float sum = sums[0];
+    double sum = sums[0];
     if (C::kTiles == 2) {
       sum += sums[C::kTiles - 1];
     } else {
@@ -157,18 +187,18 @@ struct Sm90Consumer {
   }
 
   // `sum` is in lane 0.
-  __device__ __forceinline__ void write_sum(const BlockInfo& owner, int64_t target, int64_t pair, float sum,
+  __device__ __forceinline__ void write_sum(const BlockInfo& owner, int64_t target, int64_t pair, double sum,
                                             bool valid) {
     const float nan = __int_as_float(0x7fc00000);
     if (owner.chunks > 1 && !add_blocks(owner, target, sum)) return;
-    if (lane == 0) args.scores[pair] = valid ? (any_token ? sum : args.problem.empty_score) : nan;
+    if (lane == 0) args.scores[pair] = valid ? (any_token ? static_cast<float>(sum) : args.problem.empty_score) : nan;
   }
 
   // The last block of a query to arrive adds all of them, by a tree over block numbers: which one that is never shows.
-  __device__ __forceinline__ bool add_blocks(const BlockInfo& owner, int64_t target, float& sum) {
+  __device__ __forceinline__ bool add_blocks(const BlockInfo& owner, int64_t target, double& sum) {
     const bool cross = args.problem.pairing == Pairing::cross;
     const int64_t place = target - args.first;
-    float* partials = args.partials + place * (cross ? args.block_count : args.chunks) + owner.slot - owner.chunk;
+    double* partials = args.partials + place * (cross ? args.block_count : args.chunks) + owner.slot - owner.chunk;
     int32_t* arrivals = args.arrivals + (cross ? owner.query * args.count : 0) + place;
     int arrived = 0;
     if (lane == 0) {
@@ -177,9 +207,9 @@ struct Sm90Consumer {
     }
     if (__shfl_sync(~0u, arrived, 0) + 1 != owner.chunks) return false;
     __threadfence();
-    sum = 0.f;
+    sum = 0;
     for (int first = 0; first < owner.chunks; first += 32) {
-      float part = first + lane < owner.chunks ? __ldcg(partials + first + lane) : 0.f;
+      double part = first + lane < owner.chunks ? __ldcg(partials + first + lane) : 0;
 #pragma unroll
       for (int step = 16; step; step /= 2) part += __shfl_xor_sync(~0u, part, step);
       sum += part;

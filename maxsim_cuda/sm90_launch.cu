@@ -67,7 +67,7 @@ Layout lay_out(const Problem& problem) {
     out.block_count = queries.extent / kBlockTokens + queries.count;
     if (out.cross) out.table_bytes = ceil_div(out.block_count * sizeof(int2), 256) * 256;
   }
-  if (out.chunks > 1) out.per_item = (out.cross ? out.block_count + queries.count : out.chunks + 1) * 4;
+  if (out.chunks > 1) out.per_item = out.cross ? out.block_count * 8 + queries.count * 4 : out.chunks * 8 + 4;
   out.per_launch = out.per_item ? std::max<int64_t>(1, std::min(out.items, kScratchBytes / out.per_item)) : out.items;
   return out;
 }
@@ -105,9 +105,10 @@ void sm90_launch(const Problem& problem, float* scores, int32_t* argmax, void* w
     args.count = std::min(layout.per_launch, layout.items - args.first);
     if (layout.per_item) {
       const int64_t arrivals = args.count * (layout.cross ? problem.queries.count : 1);
-      args.arrivals = reinterpret_cast<int32_t*>(scratch);
-      args.partials = reinterpret_cast<float*>(scratch) + arrivals;
-      check(cudaMemsetAsync(scratch, 0, arrivals * sizeof(int32_t), stream), "cudaMemsetAsync");
+      const int64_t partials = args.count * (layout.cross ? layout.block_count : layout.chunks);
+      args.partials = reinterpret_cast<double*>(scratch);
+      args.arrivals = reinterpret_cast<int32_t*>(args.partials + partials);
+      check(cudaMemsetAsync(args.arrivals, 0, arrivals * sizeof(int32_t), stream), "cudaMemsetAsync");
     }
     problem.queries.dtype == DType::bf16 ? sm90_select_bf16(args, sms, stream) : sm90_select_f16(args, sms, stream);
   }

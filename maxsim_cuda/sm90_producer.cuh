@@ -17,7 +17,7 @@ struct Sm90Shared {
   BlockInfo blocks[C::kBlocks];
   float token_scale[C::kStages][C::N];
   float row_scale[C::kRows];
-  float halves[C::kGroups * 4];  // sums of 16 rows on their way to the neighbouring warp
+  double halves[C::kGroups * 4];  // sums of 16 rows on their way to the neighbouring warp
 };
 
 struct Ring {

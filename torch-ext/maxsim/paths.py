@@ -16,8 +16,7 @@ _NUMBERS = {
     "avx512": 3,
     "avx512_bf16": 4,
     "neon": 5,
-    "sm75": 16,
-    "sm80": 17,
+    "sm_fma": 16,
     "sm90": 18,
 }
 _NAMES = {number: name for name, number in _NUMBERS.items()}
