@@ -12,9 +12,13 @@ namespace maxsim {
 namespace cuda {
 namespace {
 
-struct Device {
-  int major = 0, sms = 0;
-};
+int64_t token_rows(const Segments& side) { return side.packed() ? side.extent : side.count * side.extent; }
+
+unsigned grid(int64_t wanted, int per_sm) {
+  return static_cast<unsigned>(std::max<int64_t>(1, std::min<int64_t>(wanted, int64_t{per_sm} * current_device().sms)));
+}
+
+}  // namespace
 
 const Device& current_device() {
   static Device devices[64];
@@ -27,14 +31,6 @@ const Device& current_device() {
   }
   return device;
 }
-
-int64_t token_rows(const Segments& side) { return side.packed() ? side.extent : side.count * side.extent; }
-
-unsigned grid(int64_t wanted, int per_sm) {
-  return static_cast<unsigned>(std::max<int64_t>(1, std::min<int64_t>(wanted, int64_t{per_sm} * current_device().sms)));
-}
-
-}  // namespace
 
 int64_t available_paths() {
   int64_t found = int64_t{1} << static_cast<int>(Path::fma);

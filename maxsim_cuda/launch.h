@@ -29,6 +29,12 @@ int64_t backward_workspace(const Problem& problem);
 void backward(const Problem& problem, const SortedPairs& sorted, const float* grad_scores, const int32_t* argmax,
               void* grad_queries, void* grad_documents, void* workspace, cudaStream_t stream);
 
+struct Device {
+  int major = 0, sms = 0;
+};
+// Asked of the driver once for each device.
+const Device& current_device();
+
 // Bit p is set where the current device runs path p.
 int64_t available_paths();
 Path choose_path(Path path, const Problem& problem);

@@ -47,14 +47,14 @@ struct Sm90Args {
   Problem problem;
   float* scores;
   int32_t* argmax;
-  double* partials;    // sums of blocks: [documents][block_count] (cross) or [pairs][chunks] of this launch
-  int32_t* arrivals;   // blocks done, of each pair of this launch; zero at launch
-  const int2* blocks;  // (query, chunk) of each block of packed queries, null where it follows from the number
-  int64_t block_count;
-  int32_t chunks;  // blocks a query can have
-  int64_t first;   // first document (cross) or pair (else) of this launch
-  int64_t count;   // how many
-  bool tma;        // both sides can be described by a tensor map
+  double* partials;     // sums of blocks: [documents][block_count] (cross) or [pairs][chunks] of this launch
+  int32_t* arrivals;    // blocks done, of each pair of this launch; zero at launch
+  const int2* blocks;   // (query, chunk) of each block of packed queries; blocks[-1].x counts them. Null when padded.
+  int64_t block_count;  // at most
+  int32_t chunks;       // blocks a query can have
+  int64_t first;        // first document (cross) or pair (else) of this launch
+  int64_t count;        // how many
+  bool tma;             // both sides can be described by a tensor map
 };
 
 // What the producer says about a stage. `bits` are the kept columns of a tile that is not full.

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kScratchBytes = 1 << 20;
 
-// (query, chunk) of each block of packed queries, in token order; what is left over names no query.
+// (query, chunk) of each block of packed queries, in token order, behind one entry that counts them.
 __global__ void __launch_bounds__(1024)
     list_blocks(const __grid_constant__ Segments queries, int2* out, int64_t block_count) {
   __shared__ int64_t warp_sums[32];
@@ -38,12 +38,12 @@ __global__ void __launch_bounds__(1024)
       all += warp_sums[w];
     }
     for (int64_t c = 0; c < chunks && place + c < block_count; ++c)
-      out[place + c] = make_int2(static_cast<int>(query), static_cast<int>(c));
+      out[1 + place + c] = make_int2(static_cast<int>(query), static_cast<int>(c));
     __syncthreads();
     if (threadIdx.x == 0) base += all;
     __syncthreads();
   }
-  for (int64_t b = base + threadIdx.x; b < block_count; b += 1024) out[b] = make_int2(-1, 0);
+  if (threadIdx.x == 0) out[0] = make_int2(static_cast<int>(min(base, block_count)), 0);
 }
 
 struct Layout {
@@ -65,7 +65,7 @@ Layout lay_out(const Problem& problem) {
   out.block_count = queries.count * out.chunks;
   if (queries.packed()) {
     out.block_count = queries.extent / kBlockTokens + queries.count;
-    if (out.cross) out.table_bytes = ceil_div(out.block_count * sizeof(int2), 256) * 256;
+    if (out.cross) out.table_bytes = ceil_div((out.block_count + 1) * sizeof(int2), 256) * 256;
   }
   if (out.chunks > 1) out.per_item = out.cross ? out.block_count * 8 + queries.count * 4 : out.chunks * 8 + 4;
   out.per_launch = out.per_item ? std::max<int64_t>(1, std::min(out.items, kScratchBytes / out.per_item)) : out.items;
@@ -86,9 +86,7 @@ int64_t sm90_workspace(const Problem& problem) {
 
 void sm90_launch(const Problem& problem, float* scores, int32_t* argmax, void* workspace, cudaStream_t stream) {
   const Layout layout = lay_out(problem);
-  int device = 0, sms = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device), "multiprocessor count");
+  const int sms = current_device().sms;
   Sm90Args args{};
   args.problem = problem;
   args.scores = scores;
@@ -98,7 +96,7 @@ void sm90_launch(const Problem& problem, float* scores, int32_t* argmax, void* w
   char* scratch = static_cast<char*>(workspace);
   if (layout.table_bytes) {
     list_blocks<<<1, 1024, 0, stream>>>(problem.queries, reinterpret_cast<int2*>(scratch), layout.block_count);
-    args.blocks = reinterpret_cast<const int2*>(scratch);
+    args.blocks = reinterpret_cast<const int2*>(scratch) + 1;
     scratch += layout.table_bytes;
   }
   for (args.first = 0; args.first < layout.items; args.first += args.count) {

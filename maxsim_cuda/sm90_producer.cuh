@@ -93,6 +93,8 @@ struct Sm90Producer {
     bool release = true;
   };
 
+  __device__ __forceinline__ int64_t block_count() const { return args.blocks ? args.blocks[-1].x : args.block_count; }
+
   __device__ __forceinline__ int64_t group_of(bool cross, int64_t unit) const {
     return cross ? quotient(unit, args.count) : pair_ids(args.problem, args.first + unit).query;
   }
@@ -116,7 +118,7 @@ struct Sm90Producer {
 
   __device__ __forceinline__ void run() {
     const bool cross = args.problem.pairing == Pairing::cross;
-    const int64_t groups = cross ? (args.block_count + C::kBlocks - 1) / C::kBlocks : 1;
+    const int64_t groups = cross ? quotient(block_count() + C::kBlocks - 1, C::kBlocks) : 1;
     const int64_t units = groups * args.count;
     // One query group: documents are dealt round-robin. Several: a contiguous range each, so that rows stay resident.
     const bool deal = cross && groups == 1;
@@ -169,7 +171,7 @@ struct Sm90Producer {
         info.chunk = part * C::kBlocks + lane;
       } else {
         const int64_t block = group * C::kBlocks + lane;
-        if (block < args.block_count) {
+        if (block < block_count()) {
           info.query = args.blocks ? args.blocks[block].x : quotient(block, args.chunks);
           info.chunk = args.blocks ? args.blocks[block].y : static_cast<int>(block - info.query * args.chunks);
         }

@@ -6,6 +6,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <array>
+#include <optional>
 #include <stdexcept>
 
 #include "../maxsim_cuda/launch.h"
@@ -17,12 +18,15 @@ namespace {
 using torch::headeronly::ScalarType;
 
 struct Launch {
-  torch::stable::accelerator::DeviceGuard guard;
+  std::optional<torch::stable::accelerator::DeviceGuard> guard;  // only where the tensors live on another device
   cudaStream_t stream;
 
-  explicit Launch(const Tensor& on) : guard(on.get_device_index()), stream(nullptr) {
+  explicit Launch(const Tensor& on) : stream(nullptr) {
+    int current_device = -1;
+    const int32_t device = on.get_device_index();
+    if (cudaGetDevice(&current_device) != cudaSuccess || current_device != device) guard.emplace(device);
     void* current = nullptr;
-    if (aoti_torch_get_current_cuda_stream(on.get_device_index(), &current))
+    if (aoti_torch_get_current_cuda_stream(device, &current))
       throw std::runtime_error("no current CUDA stream on the device of queries");
     stream = static_cast<cudaStream_t>(current);
   }
@@ -48,7 +52,7 @@ void run_forward(const BoundProblem& bound, int64_t path, const Tensor& on, Tens
   const auto cuda_path = static_cast<cuda::Path>(path);
   const int64_t bytes = cuda::forward_workspace(bound.problem, cuda_path);
   Tensor workspace;
-  if (bytes) workspace = torch::stable::new_empty(on, {bytes}, ScalarType::Byte);
+  if (bytes) workspace = new_tensor(on, &bytes, 1, aoti_torch_dtype_uint8());
   cuda::forward(bound.problem, cuda_path, static_cast<float*>(scores.mutable_data_ptr()),
                 argmax ? static_cast<int32_t*>(argmax->mutable_data_ptr()) : nullptr,
                 bytes ? workspace.mutable_data_ptr() : nullptr, launch.stream);
@@ -88,7 +92,7 @@ std::tuple<Tensor, Tensor> backward_cuda(const Tensor& grad_scores, const Tensor
   }
   const int64_t bytes = cuda::backward_workspace(bound.problem);
   Tensor workspace;
-  if (bytes) workspace = torch::stable::new_empty(queries, {bytes}, ScalarType::Byte);
+  if (bytes) workspace = new_tensor(queries, &bytes, 1, aoti_torch_dtype_uint8());
   cuda::backward(bound.problem, sorted, static_cast<const float*>(t.grad_scores.const_data_ptr()),
                  static_cast<const int32_t*>(t.argmax.const_data_ptr()),
                  need_queries ? t.grad_queries.mutable_data_ptr() : nullptr,

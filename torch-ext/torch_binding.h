@@ -40,6 +40,9 @@ BoundProblem bind_problem(const ProblemArguments& arguments, bool normalize, dou
 // Throws where a tensor is neither float16, bfloat16 nor float32.
 DType dtype_of(const Tensor& t, const char* name);
 
+// An uninitialised contiguous tensor on the device of `like`.
+Tensor new_tensor(const Tensor& like, const int64_t* shape, int64_t dims, int32_t dtype);
+
 // fp32 scores and int32 argmax of a bound problem, uninitialised, on the device of `like`.
 Tensor new_scores(const BoundProblem& bound, const Tensor& like);
 Tensor new_argmax(const BoundProblem& bound, const Tensor& like);
