@@ -18,6 +18,7 @@ MAXSIM_INLINE int64_t element_size(DType t) { return t == DType::f32 ? 4 : 2; }
 
 // a / b for 0 <= a, 0 < b: a 64-bit division costs a GPU some hundred cycles, and nearly all values fit in 32 bits.
 MAXSIM_INLINE int64_t quotient(int64_t a, int64_t b) {
+  if (b == 1) return a;
   if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
   return a / b;
 }

@@ -122,8 +122,8 @@ struct Sm90Producer {
     const int64_t units = groups * args.count;
     // One query group: documents are dealt round-robin. Several: a contiguous range each, so that rows stay resident.
     const bool deal = cross && groups == 1;
-    const int64_t from = deal ? blockIdx.x : units * blockIdx.x / gridDim.x;
-    const int64_t to = deal ? units : units * (blockIdx.x + 1) / gridDim.x;
+    const int64_t from = deal ? blockIdx.x : quotient(units * blockIdx.x, gridDim.x);
+    const int64_t to = deal ? units : quotient(units * (blockIdx.x + 1), gridDim.x);
     const int64_t step = deal ? gridDim.x : 1;
     const bool rows_by_hand = !args.tma || args.problem.documents.mask;
     int64_t resident = -1;
@@ -201,37 +201,45 @@ struct Sm90Producer {
     if (args.tma && lane == 0)
       ptx::mbarrier_arrive_expect(&shared.queries_full, __popc(present) * kBlockTokens * C::kAtoms * 128);
     __syncwarp();
+    if (args.tma) {
+      copy_queries_by_map(present, static_cast<int>(inner_row), side.packed() ? 0 : static_cast<int>(info.query));
+      return;
+    }
     for (int b = 0; b < C::kBlocks; ++b) {
-      if (!(present >> b & 1)) continue;
-      const int64_t row = __shfl_sync(~0u, inner_row, b), begin = __shfl_sync(~0u, row_begin, b);
-      const int64_t query = __shfl_sync(~0u, info.query, b);
+      const int64_t begin = __shfl_sync(~0u, row_begin, b);
       const uint32_t kept = __shfl_sync(~0u, info.kept, b);
-      if (args.tma) {
-        // 16-row boxes: the two halves of a block lie in different row tiles when a warpgroup has two.
-        if (lane < 2 * C::kAtoms) {
-          const int half = lane % 2, atom = lane / 2, place = block_row<C>(b, half * 16);
-          char* tile = queries + place / 64 * 64 * C::kAtoms * 128;
-          ptx::tma_load(tile + atom * 64 * 128 + place % 64 * 128, &query_map, &shared.queries_full, atom * kAtom,
-                        static_cast<int>(row) + half * 16, 0, side.packed() ? 0 : static_cast<int>(query));
-        }
-      } else {
-        for (int i = warp * 32 + lane; i < kBlockTokens * C::kAtoms * 8; i += 128) {
-          const int token = i / (C::kAtoms * 8), chunk = i % (C::kAtoms * 8), place = block_row<C>(b, token);
-          char* tile = queries + place / 64 * 64 * C::kAtoms * 128;
-          copy_chunk(tile + swizzled(64, place % 64, chunk), side, begin + token * side.token_stride, chunk,
-                     kept >> token & 1);
-        }
+      for (int i = warp * 32 + lane; kept && i < kBlockTokens * C::kAtoms * 8; i += 128) {
+        const int token = i / (C::kAtoms * 8), chunk = i % (C::kAtoms * 8);
+        copy_chunk(query_row(b, token) + swizzled(64, block_row<C>(b, token) % 64, chunk), side,
+                   begin + token * side.token_stride, chunk, kept >> token & 1);
       }
     }
-    if (!args.tma) {
-      ptx::fence_async_proxy();
-      if (kNormalize) {
-        sync_loaders();
-        for (int row = warp * 32 + lane; row < C::kRows; row += 128)
-          shared.row_scale[row] = inverse_norm_of<C, T>(queries + row / 64 * 64 * C::kAtoms * 128, 64, row % 64);
-      }
-      __syncwarp();
-      if (lane == 0) ptx::mbarrier_arrive(&shared.queries_full);
+    ptx::fence_async_proxy();
+    if (kNormalize) {
+      sync_loaders();
+      for (int row = warp * 32 + lane; row < C::kRows; row += 128)
+        shared.row_scale[row] = inverse_norm_of<C, T>(queries + row / 64 * 64 * C::kAtoms * 128, 64, row % 64);
+    }
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(&shared.queries_full);
+  }
+
+  // The 64-row operand that holds a token of a block.
+  __device__ __forceinline__ char* query_row(int block, int token) const {
+    return queries + block_row<C>(block, token) / 64 * 64 * C::kAtoms * 128;
+  }
+
+  // 16-row boxes, a lane each: the halves of a block lie in different operands when a warpgroup has two. Lane b holds
+  // block b's row and query.
+  __device__ __forceinline__ void copy_queries_by_map(unsigned present, int row, int query) {
+    constexpr int kBoxes = C::kBlocks * C::kAtoms * 2;
+#pragma unroll
+    for (int first = 0; first < kBoxes; first += 32) {
+      const int box = first + lane, half = box % 2, atom = box / 2 % C::kAtoms, block = box / (2 * C::kAtoms);
+      const int from = __shfl_sync(~0u, row, block) + half * 16, outer = __shfl_sync(~0u, query, block);
+      if (box < kBoxes && (present >> block & 1))
+        ptx::tma_load(query_row(block, half * 16) + atom * 64 * 128 + block_row<C>(block, half * 16) % 64 * 128,
+                      &query_map, &shared.queries_full, atom * kAtom, from, 0, outer);
     }
   }
 
