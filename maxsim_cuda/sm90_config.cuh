@@ -35,9 +35,10 @@ struct Sm90Config {
 // four and five by 3 %.
 template <int kAtoms>
 using Sm90Lean = Sm90Config<1, 1, 128 / kAtoms, kAtoms, 3 * 16384, 2>;
-// Up to 128 query tokens for each document token read: memory-bound still, so shaped alike, with two row tiles.
+// Up to 128 query tokens for each document token read: memory-bound still, so shaped alike, with two row tiles. N = 64
+// because two blocks an SM leave 128 registers a thread, of which 64 hold products.
 template <int kAtoms>
-using Sm90Middle = Sm90Config<1, 2, 128 / kAtoms, kAtoms, 4 * 16384, 2>;
+using Sm90Middle = Sm90Config<1, 2, 64, kAtoms, 4 * 8192 * kAtoms, 2>;
 // 256 query rows for each document tile: at 128 the tiles would come from L2 faster than it gives them. Two row tiles a
 // warpgroup keep one product in flight while the other's max is taken. N follows the document's length (least waste).
 template <int kAtoms, int N>
