@@ -14,20 +14,27 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-template <class... Parts>
-void require(bool holds, const Parts&... parts) {
-  if (holds) return;
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::runtime_error(message.str());
-}
-
-std::string shape_of(const Tensor& t) {
-  std::ostringstream out;
+// Only a failure pays for its message: a tensor stands for its shape and is written out when it is needed.
+void write(std::ostringstream& out, const Tensor& t) {
   out << "[";
   for (int64_t i = 0; i < t.dim(); ++i) out << (i ? ", " : "") << t.size(i);
   out << "]";
-  return out.str();
+}
+template <class Part>
+void write(std::ostringstream& out, const Part& part) {
+  out << part;
+}
+
+template <class... Parts>
+[[noreturn]] __attribute__((noinline, cold)) void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (write(message, parts), ...);
+  throw std::runtime_error(message.str());
+}
+
+template <class... Parts>
+void require(bool holds, const Parts&... parts) {
+  if (__builtin_expect(!holds, false)) fail(parts...);
 }
 
 void require_same_device(const Tensor& t, const Tensor& queries, const char* name) {
@@ -60,17 +67,15 @@ Segments bind_side(const Tensor& tokens, const MaybeTensor& offsets, const Maybe
   side.extent = tokens.size(dims - 2);
   side.token_stride = tokens.stride(dims - 2);
   side.feature_stride = tokens.stride(dims - 1);
-  require(side.dim >= 1, names.tokens, " must have at least one feature; got ", shape_of(tokens));
+  require(side.dim >= 1, names.tokens, " must have at least one feature; got ", tokens);
   if (offsets) {
-    require(dims == 2, names.offsets, " goes with packed ", names.tokens, " [T, d]; got ", shape_of(tokens));
+    require(dims == 2, names.offsets, " goes with packed ", names.tokens, " [T, d]; got ", tokens);
     require(!lengths, names.lengths, " cannot be combined with ", names.offsets);
-    require(offsets->dim() == 1 && offsets->size(0) >= 1, names.offsets, " must be [segments + 1]; got ",
-            shape_of(*offsets));
+    require(offsets->dim() == 1 && offsets->size(0) >= 1, names.offsets, " must be [segments + 1]; got ", *offsets);
     side.offsets = index_view(*offsets, queries, names.offsets);
     side.count = offsets->size(0) - 1;
   } else {
-    require(dims >= 3, names.tokens, " must be padded, or packed [T, d] with ", names.offsets, "; got ",
-            shape_of(tokens));
+    require(dims >= 3, names.tokens, " must be padded, or packed [T, d] with ", names.offsets, "; got ", tokens);
     side.count = tokens.size(0);
     side.segment_stride.outer = tokens.stride(0);
     if (dims == 4) {
@@ -82,8 +87,7 @@ Segments bind_side(const Tensor& tokens, const MaybeTensor& offsets, const Maybe
   if (lengths) {
     bool matches = lengths->dim() == dims - 2;
     for (int64_t i = 0; matches && i < dims - 2; ++i) matches = lengths->size(i) == tokens.size(i);
-    require(matches, names.lengths, " must have the leading shape of ", names.tokens, " ", shape_of(tokens), "; got ",
-            shape_of(*lengths));
+    require(matches, names.lengths, " must have the leading shape of ", names.tokens, " ", tokens, "; got ", *lengths);
     side.lengths = index_view(*lengths, queries, names.lengths);
     side.lengths_stride.outer = lengths->stride(0);
     if (dims == 4) side.lengths_stride.inner = lengths->stride(1);
@@ -91,8 +95,7 @@ Segments bind_side(const Tensor& tokens, const MaybeTensor& offsets, const Maybe
   if (mask) {
     bool matches = mask->dim() == dims - 1;
     for (int64_t i = 0; matches && i < dims - 1; ++i) matches = mask->size(i) == tokens.size(i);
-    require(matches, names.mask, " must have the token shape of ", names.tokens, " ", shape_of(tokens), "; got ",
-            shape_of(*mask));
+    require(matches, names.mask, " must have the token shape of ", names.tokens, " ", tokens, "; got ", *mask);
     require(mask->scalar_type() == ScalarType::Bool, names.mask, " must be bool");
     require_same_device(*mask, queries, names.mask);
     side.mask = static_cast<const uint8_t*>(mask->const_data_ptr());
@@ -114,10 +117,9 @@ DType dtype_of(const Tensor& t, const char* name) {
 
 BoundProblem bind_problem(const ProblemArguments& a, bool normalize, double empty_score, int64_t argmax_width) {
   const int64_t query_dims = a.queries.dim(), document_dims = a.documents.dim();
-  require(query_dims == 2 || query_dims == 3, "queries must be [Nq, Lq, d] or packed [T, d]; got ",
-          shape_of(a.queries));
+  require(query_dims == 2 || query_dims == 3, "queries must be [Nq, Lq, d] or packed [T, d]; got ", a.queries);
   require(document_dims >= 2 && document_dims <= 4,
-          "documents must be [Nd, Ld, d], [Nq, K, Ld, d] or packed [T, d]; got ", shape_of(a.documents));
+          "documents must be [Nd, Ld, d], [Nq, K, Ld, d] or packed [T, d]; got ", a.documents);
   BoundProblem bound;
   Problem& problem = bound.problem;
   problem.queries = bind_side(a.queries, a.query_offsets, a.query_lengths, a.query_mask, a.queries,
@@ -125,22 +127,21 @@ BoundProblem bind_problem(const ProblemArguments& a, bool normalize, double empt
   problem.documents = bind_side(a.documents, a.document_offsets, a.document_lengths, a.document_mask, a.queries,
                                 {"documents", "document_offsets", "document_lengths", "document_mask"});
   require(problem.queries.dim == problem.documents.dim, "queries and documents must share the embedding dim; got ",
-          shape_of(a.queries), " and ", shape_of(a.documents));
+          a.queries, " and ", a.documents);
   problem.normalize = normalize;
   problem.empty_score = static_cast<float>(empty_score);
   problem.argmax_width = argmax_width;
   require(argmax_width >= 0 || argmax_width == kNoArgmax, "argmax_width must not be negative; got ", argmax_width);
   require(argmax_width == kNoArgmax || a.query_offsets || argmax_width == a.queries.size(1),
-          "argmax_width must be the length of padded queries ", shape_of(a.queries), "; got ", argmax_width);
+          "argmax_width must be the length of padded queries ", a.queries, "; got ", argmax_width);
 
   require(a.pair_queries.has_value() == a.pair_documents.has_value(),
           "pair_queries and pair_documents must be given together");
   if (a.pair_queries) {
-    require(document_dims != 4, "pair ids do not go with own-slab documents ", shape_of(a.documents));
+    require(document_dims != 4, "pair ids do not go with own-slab documents ", a.documents);
     require(a.pair_queries->dim() == 1 && a.pair_documents->dim() == 1 &&
                 a.pair_queries->size(0) == a.pair_documents->size(0),
-            "pair_queries and pair_documents must be [P] each; got ", shape_of(*a.pair_queries), " and ",
-            shape_of(*a.pair_documents));
+            "pair_queries and pair_documents must be [P] each; got ", *a.pair_queries, " and ", *a.pair_documents);
     problem.pairing = Pairing::list;
     problem.query_ids = index_view(*a.pair_queries, a.queries, "pair_queries");
     problem.document_ids = index_view(*a.pair_documents, a.queries, "pair_documents");
@@ -148,7 +149,7 @@ BoundProblem bind_problem(const ProblemArguments& a, bool normalize, double empt
     bound.score_dims = 1;
   } else if (document_dims == 4) {
     require(a.documents.size(0) == problem.queries.count, "own-slab documents need one slab per query; got ",
-            shape_of(a.documents), " for ", problem.queries.count, " queries");
+            a.documents, " for ", problem.queries.count, " queries");
     problem.pairing = Pairing::slab;
     bound.score_dims = 2;
     bound.score_shape[0] = a.documents.size(0);
@@ -192,10 +193,9 @@ BackwardTensors bind_backward(const BoundProblem& bound, const Tensor& grad_scor
   require_same_device(grad_scores, queries, "grad_scores");
   require_same_device(argmax, queries, "argmax");
   require(grad_scores.numel() == problem.pairs && grad_scores.scalar_type() == ScalarType::Float,
-          "grad_scores must be float32 with the scores' shape; got ", shape_of(grad_scores), " for ", problem.pairs,
-          " scores");
+          "grad_scores must be float32 with the scores' shape; got ", grad_scores, " for ", problem.pairs, " scores");
   require(argmax.numel() == problem.pairs * problem.argmax_width && argmax.scalar_type() == ScalarType::Int,
-          "argmax must be the int32 tensor that forward_argmax returned; got ", shape_of(argmax));
+          "argmax must be the int32 tensor that forward_argmax returned; got ", argmax);
   const auto gradient = [](const Tensor& like, bool needed) {
     return needed ? torch::stable::new_zeros(like, like.sizes()) : torch::stable::new_empty(like, {0});
   };

@@ -17,17 +17,19 @@ int64_t available_paths() {
 
 }  // namespace
 
-#define MAXSIM_PROBLEM_SCHEMA                                                                                  \
-  "Tensor queries, Tensor documents, Tensor? query_offsets, Tensor? document_offsets, Tensor? query_lengths, " \
-  "Tensor? document_lengths, Tensor? query_mask, Tensor? document_mask, Tensor? pair_queries, "                \
-  "Tensor? pair_documents"
+// `absent` is "=None" where every argument behind has a default too.
+#define MAXSIM_PROBLEM_SCHEMA(absent)                                                                  \
+  "Tensor queries, Tensor documents, Tensor? query_offsets" absent ", Tensor? document_offsets" absent \
+  ", Tensor? query_lengths" absent ", Tensor? document_lengths" absent ", Tensor? query_mask" absent   \
+  ", Tensor? document_mask" absent ", Tensor? pair_queries" absent ", Tensor? pair_documents" absent
 
 STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
-  ops.def("forward(" MAXSIM_PROBLEM_SCHEMA ", bool normalize, float empty_score, int path) -> Tensor");
-  ops.def("forward_argmax(" MAXSIM_PROBLEM_SCHEMA
-          ", bool normalize, float empty_score, int path, SymInt argmax_width, int backward_mode) -> (Tensor, Tensor)");
-  ops.def("backward(Tensor grad_scores, Tensor argmax, " MAXSIM_PROBLEM_SCHEMA
-          ", bool normalize, bool need_queries, bool need_documents, int backward_mode, int path) -> (Tensor, Tensor)");
+  ops.def(
+      "forward(" MAXSIM_PROBLEM_SCHEMA("=None") ", bool normalize=False, float empty_score=0.0, int path=0) -> Tensor");
+  ops.def("forward_argmax(" MAXSIM_PROBLEM_SCHEMA(
+      "") ", bool normalize, float empty_score, int path, SymInt argmax_width, int backward_mode) -> (Tensor, Tensor)");
+  ops.def("backward(Tensor grad_scores, Tensor argmax, " MAXSIM_PROBLEM_SCHEMA(
+      "") ", bool normalize, bool need_queries, bool need_documents, int backward_mode, int path) -> (Tensor, Tensor)");
   ops.def("available_paths() -> int");
   ops.def("default_path(Tensor like) -> int");
 }
