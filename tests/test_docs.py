@@ -116,7 +116,8 @@ def test_the_schemas_are_those_of_the_ops(maxsim):
     for op in ops:
         name, _ = op.split("(", 1)
         schema = str(getattr(namespace, name).default._schema).removeprefix(f"{maxsim.__name__}::")
-        assert op.replace("<problem>", problem.removeprefix("problem: ")) == schema
+        # forward has a default wherever it can: what a call leaves out costs it nothing
+        assert op.replace("<problem>", problem.removeprefix("problem: ")) == schema.replace("=None", "")
 
 
 def test_the_paths_are_numbered_as_written(maxsim):

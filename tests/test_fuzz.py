@@ -63,11 +63,11 @@ def test_ops_on_any_metadata():
         draw = data.draw
         problem, normalize, empty_score = problems(draw), draw(st.booleans()), draw(st.sampled_from([0.0, -5.0]))
         path, sound = draw(st.sampled_from([0, *ON_CPU])), is_sound(problem)
-        scores = attempt(ops.forward, *problem, normalize, empty_score, path)
+        scores = attempt(ops.forward, *problem, normalize, empty_score, path, False)
         assert (scores is not None) == sound or scores.numel() == 0
 
         width = draw(st.integers(-2, 25)) if rarely(draw) or not sound else argmax_width(problem)
-        both = attempt(ops.forward_argmax, *problem, normalize, empty_score, path, width, draw(st.integers(0, 2)))
+        both = attempt(ops.forward_argmax, *problem, normalize, empty_score, path, False, width, draw(st.integers(0, 2)))
         packed = problem.query_offsets is not None
         fits = width >= longest_query(problem) if packed else width == problem.queries.shape[1]
         if not (sound and fits):
@@ -96,7 +96,7 @@ def test_backward_on_any_argmax():
     def prove(data: st.DataObject) -> None:
         draw = data.draw
         problem, path = problems(draw), draw(st.sampled_from([0, *ON_CPU]))
-        scores = attempt(ops.forward, *problem, False, 0.0, path)
+        scores = attempt(ops.forward, *problem, False, 0.0, path, False)
         shape = (2,) if scores is None else scores.shape
         width = draw(st.integers(0, 25)) if scores is None or draw(st.booleans()) else argmax_width(problem)
         some = draw(st.lists(st.integers(-2, 21), min_size=1, max_size=8))

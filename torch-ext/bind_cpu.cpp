@@ -4,7 +4,7 @@
 
 namespace maxsim {
 
-Tensor forward_cpu(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path) {
+Tensor forward_cpu(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path, bool /*allow_tf32*/) {
   const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, kNoArgmax);
   Tensor scores = new_scores(bound, queries);
   cpu::forward(bound.problem, static_cast<cpu::Path>(path), static_cast<float*>(scores.mutable_data_ptr()), nullptr);
@@ -12,7 +12,7 @@ Tensor forward_cpu(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score
 }
 
 std::tuple<Tensor, Tensor> forward_argmax_cpu(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score,
-                                              int64_t path, int64_t argmax_width, int64_t /*backward_mode*/) {
+                                              int64_t path, bool /*allow_tf32*/, int64_t argmax_width, int64_t /*backward_mode*/) {
   const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, argmax_width);
   Tensor scores = new_scores(bound, queries), argmax = new_argmax(bound, queries);
   cpu::forward(bound.problem, static_cast<cpu::Path>(path), static_cast<float*>(scores.mutable_data_ptr()),

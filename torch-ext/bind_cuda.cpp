@@ -60,7 +60,7 @@ void run_forward(const BoundProblem& bound, int64_t path, const Tensor& on, Tens
 
 }  // namespace
 
-Tensor forward_cuda(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path) {
+Tensor forward_cuda(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path, bool allow_tf32) {
   const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, kNoArgmax);
   Tensor scores = new_scores(bound, queries);
   run_forward(bound, path, queries, scores, nullptr);
@@ -68,7 +68,7 @@ Tensor forward_cuda(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_scor
 }
 
 std::tuple<Tensor, Tensor> forward_argmax_cuda(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score,
-                                               int64_t path, int64_t argmax_width, int64_t /*backward_mode*/) {
+                                               int64_t path, bool allow_tf32, int64_t argmax_width, int64_t /*backward_mode*/) {
   const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, argmax_width);
   Tensor scores = new_scores(bound, queries), argmax = new_argmax(bound, queries);
   run_forward(bound, path, queries, scores, &argmax);

@@ -36,14 +36,14 @@ def backward(*arguments: object) -> tuple[Tensor, Tensor]:
 
 
 def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    problem, (normalize, _, path, _, backward_mode) = inputs[:_ARGUMENTS], inputs[_ARGUMENTS:]
+    problem, (normalize, _, path, _, _, backward_mode) = inputs[:_ARGUMENTS], inputs[_ARGUMENTS:]
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], *problem)
     ctx.normalize, ctx.path, ctx.backward_mode = normalize, path, backward_mode
 
 
 def _differentiate(ctx, grad_scores: Tensor | None, _: Tensor | None) -> tuple:
-    rest = (None,) * (_ARGUMENTS + 3)
+    rest = (None,) * (_ARGUMENTS + 4)
     if grad_scores is None:
         return (None, None, *rest)
     argmax, *problem = ctx.saved_tensors

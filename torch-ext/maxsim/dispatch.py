@@ -36,11 +36,12 @@ def run(
         if device not in _kernels.DEVICES:
             width = argmax_width(problem, longest, longest_name) if with_argmax else None
             return reference.score(problem, normalize, empty_score, width)
+    tf32 = device == "cuda" and torch.float32 in (problem.queries.dtype, problem.documents.dtype) and _allow_tf32()
     if with_argmax or _differentiable(problem):
         width = argmax_width(problem, longest, longest_name)
-        return autograd.forward_argmax(*problem, normalize, empty_score, paths.forced, width, mode)
-    if normalize or empty_score or paths.forced or not _bare(problem):
-        return _kernels.forward(*problem, normalize, empty_score, paths.forced), None
+        return autograd.forward_argmax(*problem, normalize, empty_score, paths.forced, tf32, width, mode)
+    if normalize or empty_score or paths.forced or tf32 or not _bare(problem):
+        return _kernels.forward(*problem, normalize, empty_score, paths.forced, tf32), None
     return _kernels.forward(problem.queries, problem.documents), None
 
 
@@ -48,6 +49,14 @@ def _bare(problem: Problem) -> bool:
     """Whether the tokens say it all: every argument that is not passed makes the call cheaper."""
     _, _, a, b, c, d, e, f, g, h = problem
     return a is b is c is d is e is f is g is h is None
+
+
+def _allow_tf32() -> bool:
+    """Whether torch multiplies float32 matrices as TF32: then so may the kernel. A compiled graph keeps its answer."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+_allow_tf32._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, without importing the compiler
 
 
 def _differentiable(problem: Problem) -> bool:

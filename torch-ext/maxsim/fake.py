@@ -20,7 +20,7 @@ def _forward(*arguments: object) -> Tensor:
 
 @torch.library.register_fake(add_op_namespace_prefix("forward_argmax"))
 def _forward_argmax(*arguments: object) -> tuple[Tensor, Tensor]:
-    problem, argmax_width = Problem(*arguments[:_ARGUMENTS]), arguments[_ARGUMENTS + 3]
+    problem, argmax_width = Problem(*arguments[:_ARGUMENTS]), arguments[_ARGUMENTS + 4]
     shape = scores_shape(problem)
     new_empty = problem.queries.new_empty
     return new_empty(shape, dtype=torch.float32), new_empty((*shape, argmax_width), dtype=torch.int32)
