@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CARD.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCES = {"", "python", "python cuda", "sh", "text", "toml"}
 
 

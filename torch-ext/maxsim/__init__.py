@@ -12,6 +12,7 @@ from .reference import (
     score_pairs_packed_reference,
     score_pairs_packed_with_argmax_reference,
 )
+from .retrieval import MaxSimScorer, retrieve, score_ids
 from .scoring import (
     maxsim,
     maxsim_padded,
@@ -28,8 +29,10 @@ from .scoring import (
     score_pairs_packed_train,
     score_pairs_packed_with_argmax,
 )
+from .streaming import retrieve_streamed
 
 __all__ = [
+    "MaxSimScorer",
     "maxsim",
     "maxsim_padded",
     "maxsim_pairs",
@@ -39,6 +42,8 @@ __all__ = [
     "maxsim_with_argmax",
     "paths",
     "reference",
+    "retrieve",
+    "retrieve_streamed",
     "score_candidates_padded",
     "score_candidates_padded_reference",
     "score_candidates_padded_train",
@@ -49,6 +54,7 @@ __all__ = [
     "score_contrastive_train",
     "score_contrastive_with_argmax",
     "score_contrastive_with_argmax_reference",
+    "score_ids",
     "score_pairs_packed",
     "score_pairs_packed_reference",
     "score_pairs_packed_train",
