@@ -18,6 +18,7 @@ _NUMBERS = {
     "neon": 5,
     "sm_fma": 16,
     "sm90": 18,
+    "metal": 24,
 }
 _NAMES = {number: name for name, number in _NUMBERS.items()}
 
