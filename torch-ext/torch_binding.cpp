@@ -10,6 +10,8 @@ namespace {
 int64_t available_paths() {
 #if defined(CUDA_KERNEL)
   return maxsim::available_paths_cpu() | maxsim::available_paths_cuda();
+#elif defined(METAL_KERNEL)
+  return maxsim::available_paths_cpu() | maxsim::available_paths_mps();
 #else
   return maxsim::available_paths_cpu();
 #endif
@@ -49,6 +51,8 @@ STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CompositeExplicitAutograd
 MAXSIM_REGISTER(CPU, cpu)
 #if defined(CUDA_KERNEL)
 MAXSIM_REGISTER(CUDA, cuda)
+#elif defined(METAL_KERNEL)
+MAXSIM_REGISTER(MPS, mps)
 #endif
 
 REGISTER_EXTENSION(TORCH_EXTENSION_NAME)

@@ -76,6 +76,7 @@ BackwardTensors bind_backward(const BoundProblem& bound, const Tensor& grad_scor
 
 MAXSIM_DECLARE_OPS(cpu)
 MAXSIM_DECLARE_OPS(cuda)
+MAXSIM_DECLARE_OPS(mps)
 
 #undef MAXSIM_DECLARE_OPS
 

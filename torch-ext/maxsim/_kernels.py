@@ -15,6 +15,6 @@ default_path = ops.default_path.default
 
 DEVICES = frozenset(
     device
-    for device, key in (("cpu", "CPU"), ("cuda", "CUDA"))
+    for device, key in (("cpu", "CPU"), ("cuda", "CUDA"), ("mps", "MPS"))
     if torch._C._dispatch_has_kernel_for_dispatch_key(add_op_namespace_prefix("forward"), key)
 )

@@ -1,0 +1,118 @@
+// What a launch tells a kernel: plain data that the host's plan fills in and Metal reads as it is.
+#pragma once
+
+#ifdef __METAL_VERSION__
+#include <metal_stdlib>
+#define MAXSIM_CONSTANT constant constexpr
+#else
+#include <cstdint>
+#define MAXSIM_CONSTANT inline constexpr
+#endif
+
+namespace maxsim {
+namespace metal_backend {
+
+// The shape of the forward: a threadgroup multiplies 32 query tokens times 32 document tokens in each simdgroup.
+MAXSIM_CONSTANT int kSimdgroups = 4;
+MAXSIM_CONSTANT int kThreads = 32 * kSimdgroups;
+MAXSIM_CONSTANT int kChunk = 32;             // query tokens of a row group, document tokens of a simdgroup
+MAXSIM_CONSTANT int kMaxRowGroups = 4;       // row groups times document slices is always kSimdgroups
+MAXSIM_CONSTANT int kTileRows = 5 * kChunk;  // the most query and document rows a step holds: 1 + 4 or 4 + 1 groups
+MAXSIM_CONSTANT int kTileRowBytes = 64;      // features of a row in one step: 32 of 16 bits, 16 of 32 bits
+MAXSIM_CONSTANT int kTilePitchBytes = 80;    // 16 bytes apart from a power of two, so that rows do not share banks
+MAXSIM_CONSTANT int kForwardMemoryBytes = 15360;  // of threadgroup memory: two threadgroups fit where there are 32 KB
+
+// The shape of the backward for documents.
+MAXSIM_CONSTANT int kGradientTokens = 32;     // document tokens whose gradients one threadgroup sums
+MAXSIM_CONSTANT int kGradientFeatures = 128;  // features of a step, one a thread
+MAXSIM_CONSTANT int kBackwardMemoryBytes = 18944;
+
+enum class Element : int32_t { f32 = 0, f16 = 1, bf16 = 2 };
+enum class Meeting : int32_t { cross = 0, slab = 1, list = 2 };
+
+// One side of a problem. Strides count elements; `begin`, lengths and masks are found as problem.h describes.
+struct SideParams {
+  int64_t count;
+  int64_t extent;
+  int64_t inner;
+  int64_t token_stride;
+  int64_t feature_stride;
+  int64_t outer_stride;
+  int64_t inner_stride;
+  int64_t extents_stride;  // of offsets or lengths, along the outer segments
+  int64_t extents_inner_stride;
+  int64_t mask_token_stride;
+  int64_t mask_outer_stride;
+  int64_t mask_inner_stride;
+  Element element;
+  int32_t packed;
+  int32_t has_lengths;
+  int32_t wide_extents;  // int64 rather than int32
+  int32_t has_mask;
+  int32_t vectorised;  // four features at a time can be read as one aligned vector of the tile's type
+};
+
+struct ProblemParams {
+  SideParams queries;
+  SideParams documents;
+  int64_t dim;
+  int64_t pairs;
+  int64_t query_ids_stride;
+  int64_t document_ids_stride;
+  int64_t argmax_width;  // 0 without an argmax
+  Meeting meeting;
+  int32_t wide_query_ids;
+  int32_t wide_document_ids;
+  int32_t normalize;
+  float empty_score;
+  int32_t padding;
+};
+
+struct ForwardParams {
+  ProblemParams problem;
+  int64_t items;         // documents of a cross product, else pairs
+  int64_t query_groups;  // of `slots` queries each; 1 unless a cross product
+  int32_t row_groups;    // slots * chunks
+  int32_t slots;         // queries that meet a document together
+  int32_t chunks;        // chunks of one query that meet a document together
+  int32_t padding;
+};
+
+struct NormParams {
+  SideParams side;
+  int64_t dim;
+  int64_t rows;
+};
+
+struct BackwardParams {
+  ProblemParams problem;
+  int64_t items;   // queries: tokens of all queries; documents: slices of all documents
+  int64_t slices;  // documents only: slices of one document
+};
+
+static_assert(sizeof(SideParams) == 120, "the layout is the same for the host and for Metal");
+static_assert(sizeof(ProblemParams) == 304, "the layout is the same for the host and for Metal");
+static_assert(sizeof(ForwardParams) == 336, "the layout is the same for the host and for Metal");
+
+// Where each argument of a kernel is bound. A buffer that a call does not have is bound to another one and never read.
+enum Buffer : int32_t {
+  kParams = 0,
+  kQueries = 1,
+  kDocuments = 2,
+  kQueryExtents = 3,  // offsets of packed queries or lengths of padded ones
+  kDocumentExtents = 4,
+  kQueryMask = 5,
+  kDocumentMask = 6,
+  kQueryIds = 7,
+  kDocumentIds = 8,
+  kScores = 9,  // forward: written; backward: the scores' gradient
+  kArgmax = 10,
+  kSortedIds = 11,
+  kPairOrder = 12,
+  kQueryNorms = 13,
+  kDocumentNorms = 14,
+  kGradient = 15,
+};
+
+}  // namespace metal_backend
+}  // namespace maxsim

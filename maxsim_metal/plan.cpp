@@ -1,0 +1,232 @@
+// Turns a problem into launches. Everything a kernel is told about a call is decided here.
+#include "plan.h"
+
+#include <algorithm>
+
+namespace maxsim {
+namespace metal_backend {
+namespace {
+
+// Grids stay far below any limit of the hardware; kernels walk on in steps of the grid.
+constexpr int64_t kMaxGridX = 1024;
+constexpr int64_t kMaxGridY = 65535;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t token_rows(const Segments& side) { return side.packed() ? side.extent : side.count * side.extent; }
+
+Element element_of(DType dtype) {
+  switch (dtype) {
+    case DType::f16:
+      return Element::f16;
+    case DType::bf16:
+      return Element::bf16;
+    default:
+      return Element::f32;
+  }
+}
+
+const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::f16:
+      return "f16";
+    case DType::bf16:
+      return "bf16";
+    default:
+      return "f32";
+  }
+}
+
+// Tiles hold both sides in one type: the inputs' own where they agree, else fp32, which holds either exactly.
+DType tile_dtype(const Problem& problem) {
+  return problem.queries.dtype == problem.documents.dtype ? problem.queries.dtype : DType::f32;
+}
+
+bool vectorised(const Segments& side, DType tile, int64_t byte_offset) {
+  const int64_t vector = 4 * element_size(tile);
+  const auto aligned = [](int64_t stride) { return stride % 4 == 0; };
+  return side.dtype == tile && side.feature_stride == 1 && byte_offset % vector == 0 && aligned(side.token_stride) &&
+         (side.packed() || (aligned(side.segment_stride.outer) && aligned(side.segment_stride.inner)));
+}
+
+SideParams side_params(const Segments& side) {
+  SideParams params{};
+  params.count = side.count;
+  params.extent = side.extent;
+  params.inner = side.inner;
+  params.token_stride = side.token_stride;
+  params.feature_stride = side.feature_stride;
+  params.outer_stride = side.segment_stride.outer;
+  params.inner_stride = side.segment_stride.inner;
+  params.mask_token_stride = side.mask_token_stride;
+  params.mask_outer_stride = side.mask_stride.outer;
+  params.mask_inner_stride = side.mask_stride.inner;
+  params.element = element_of(side.dtype);
+  params.packed = side.packed();
+  params.has_mask = side.mask != nullptr;
+  if (side.packed()) {
+    params.extents_stride = side.offsets.stride;
+    params.wide_extents = side.offsets.wide;
+  } else if (side.lengths) {
+    params.has_lengths = true;
+    params.extents_stride = side.lengths_stride.outer;
+    params.extents_inner_stride = side.lengths_stride.inner;
+    params.wide_extents = side.lengths.wide;
+  }
+  return params;
+}
+
+Meeting meeting_of(Pairing pairing) {
+  switch (pairing) {
+    case Pairing::cross:
+      return Meeting::cross;
+    case Pairing::slab:
+      return Meeting::slab;
+    default:
+      return Meeting::list;
+  }
+}
+
+ProblemParams problem_params(const Problem& problem) {
+  ProblemParams params{};
+  params.queries = side_params(problem.queries);
+  params.documents = side_params(problem.documents);
+  params.dim = problem.queries.dim;
+  params.pairs = problem.pairs;
+  params.query_ids_stride = problem.query_ids.stride;
+  params.document_ids_stride = problem.document_ids.stride;
+  params.argmax_width = problem.argmax_width == kNoArgmax ? 0 : problem.argmax_width;
+  params.meeting = meeting_of(problem.pairing);
+  params.wide_query_ids = problem.query_ids.wide;
+  params.wide_document_ids = problem.document_ids.wide;
+  params.normalize = problem.normalize;
+  params.empty_score = problem.empty_score;
+  return params;
+}
+
+// The tensors that say what the problem is. What a call lacks is bound to a tensor it has, as Metal wants every
+// argument of a kernel bound.
+std::vector<Binding> problem_bindings(const Problem& problem) {
+  const auto present = [](bool has, Role role) { return has ? role : Role::queries; };
+  const Segments &q = problem.queries, &d = problem.documents;
+  return {
+      {kQueries, Role::queries},
+      {kDocuments, Role::documents},
+      {kQueryExtents, present(q.packed() || q.lengths, Role::query_extents)},
+      {kDocumentExtents, present(d.packed() || d.lengths, Role::document_extents)},
+      {kQueryMask, present(q.mask, Role::query_mask)},
+      {kDocumentMask, present(d.mask, Role::document_mask)},
+      {kQueryIds, present(problem.pairing == Pairing::list, Role::query_ids)},
+      {kDocumentIds, present(problem.pairing == Pairing::list, Role::document_ids)},
+  };
+}
+
+uint32_t clamp_grid(int64_t wanted, int64_t most) {
+  return static_cast<uint32_t>(std::max<int64_t>(1, std::min(wanted, most)));
+}
+
+int64_t power_of_two_at_least(int64_t n, int64_t most) {
+  int64_t power = 1;
+  while (power < n && power < most) power *= 2;
+  return power;
+}
+
+// Packed queries do not tell the host how long they are; their mean does, as any choice gives the same bits.
+int64_t typical_length(const Segments& side) {
+  return side.packed() ? ceil_div(side.extent, std::max<int64_t>(side.count, 1)) : side.extent;
+}
+
+}  // namespace
+
+Plan plan_forward(const Problem& problem, const TokenOffsets& offsets) {
+  Plan plan;
+  if (problem.pairs == 0) return plan;
+  const bool argmax = problem.argmax_width != kNoArgmax, cross = problem.pairing == Pairing::cross;
+  const DType tile = tile_dtype(problem);
+  ForwardParams params{};
+  params.problem = problem_params(problem);
+  params.problem.queries.vectorised = vectorised(problem.queries, tile, offsets.queries);
+  params.problem.documents.vectorised = vectorised(problem.documents, tile, offsets.documents);
+  // A document is read once for all the query rows at hand: first more of one query, then more queries.
+  params.chunks =
+      static_cast<int32_t>(power_of_two_at_least(ceil_div(typical_length(problem.queries), kChunk), kMaxRowGroups));
+  params.slots =
+      cross ? static_cast<int32_t>(power_of_two_at_least(problem.queries.count, kMaxRowGroups / params.chunks)) : 1;
+  params.row_groups = params.chunks * params.slots;
+  params.items = cross ? problem.documents.count : problem.pairs;
+  params.query_groups = cross ? ceil_div(problem.queries.count, params.slots) : 1;
+
+  Dispatch dispatch;
+  dispatch.kernel = std::string("maxsim_forward_") + name_of(tile) + (argmax ? "_argmax" : "");
+  dispatch.bindings = problem_bindings(problem);
+  dispatch.bindings.push_back({kScores, Role::scores});
+  dispatch.bindings.push_back({kArgmax, argmax ? Role::argmax : Role::scores});
+  // Neighbouring threadgroups share the document rather than the queries: it is the larger of the two.
+  dispatch.grid[0] = clamp_grid(params.query_groups, kMaxGridX);
+  dispatch.grid[1] = clamp_grid(params.items, kMaxGridY);
+  dispatch.threadgroup_bytes = kForwardMemoryBytes;
+  dispatch.params = params;
+  plan.dispatches.push_back(std::move(dispatch));
+  return plan;
+}
+
+Plan plan_backward(const Problem& problem, bool need_queries, bool need_documents) {
+  Plan plan;
+  if (problem.pairs == 0 || problem.argmax_width == 0 || !(need_queries || need_documents)) return plan;
+  const int64_t query_rows = token_rows(problem.queries), document_rows = token_rows(problem.documents);
+  const int64_t document_norms = query_rows * static_cast<int64_t>(sizeof(float));
+  if (problem.normalize) {
+    plan.workspace_bytes = document_norms + document_rows * static_cast<int64_t>(sizeof(float));
+    const auto norms = [&](const Segments& side, Role role, int64_t rows, int64_t offset) {
+      if (rows == 0) return;
+      Dispatch dispatch;
+      dispatch.kernel = "maxsim_norms";
+      dispatch.params = NormParams{side_params(side), side.dim, rows};
+      dispatch.bindings = {{kQueries, role}, {kQueryNorms, Role::workspace, offset}};
+      dispatch.grid[0] = clamp_grid(ceil_div(rows, kSimdgroups), kMaxGridX);
+      plan.dispatches.push_back(std::move(dispatch));
+    };
+    norms(problem.queries, Role::queries, query_rows, 0);
+    norms(problem.documents, Role::documents, document_rows, document_norms);
+  }
+  const bool list = problem.pairing == Pairing::list;
+  const auto gradient = [&](const std::string& kernel, Role sorted, Role order, Role out) {
+    Dispatch dispatch;
+    dispatch.kernel = kernel;
+    dispatch.bindings = problem_bindings(problem);
+    dispatch.bindings.push_back({kScores, Role::grad_scores});
+    dispatch.bindings.push_back({kArgmax, Role::argmax});
+    dispatch.bindings.push_back({kSortedIds, list ? sorted : Role::queries});
+    dispatch.bindings.push_back({kPairOrder, list ? order : Role::queries});
+    dispatch.bindings.push_back({kQueryNorms, problem.normalize ? Role::workspace : Role::queries});
+    dispatch.bindings.push_back(
+        {kDocumentNorms, problem.normalize ? Role::workspace : Role::queries, problem.normalize ? document_norms : 0});
+    dispatch.bindings.push_back({kGradient, out});
+    return dispatch;
+  };
+  BackwardParams params{};
+  params.problem = problem_params(problem);
+  if (need_queries && problem.queries.count > 0) {
+    Dispatch dispatch =
+        gradient("maxsim_backward_queries", Role::sorted_query_ids, Role::query_order, Role::grad_queries);
+    params.items = problem.queries.count * problem.argmax_width;
+    dispatch.grid[0] = clamp_grid(ceil_div(params.items, kSimdgroups), kMaxGridX);
+    dispatch.params = params;
+    plan.dispatches.push_back(std::move(dispatch));
+  }
+  if (need_documents && problem.documents.count > 0) {
+    Dispatch dispatch =
+        gradient("maxsim_backward_documents", Role::sorted_document_ids, Role::document_order, Role::grad_documents);
+    params.slices = std::max<int64_t>(1, ceil_div(typical_length(problem.documents), kGradientTokens));
+    params.items = problem.documents.count;
+    dispatch.grid[0] = clamp_grid(params.slices, kMaxGridX);
+    dispatch.grid[1] = clamp_grid(params.items, kMaxGridY);
+    dispatch.threadgroup_bytes = kBackwardMemoryBytes;
+    dispatch.params = params;
+    plan.dispatches.push_back(std::move(dispatch));
+  }
+  return plan;
+}
+
+}  // namespace metal_backend
+}  // namespace maxsim

@@ -1,0 +1,235 @@
+"""Compiles the real .metal files, launch plan and binding for this machine's CPU, with headers that stand in for Metal.
+The result is the whole package, whose CPU tensors are scored by the emulated GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import variant
+from project import load as load_project
+
+ROOT = Path(os.path.abspath(__file__)).parents[2]
+EMULATOR = ROOT / "tests/metal/emulator"
+KERNELS = ROOT / "maxsim_metal"
+
+# What each parameter attribute of a kernel is, in terms of an emulated thread's position.
+BUILT_IN = {
+    "threadgroup_position_in_grid": "metal::uint3(p.group[0], p.group[1], p.group[2])",
+    "threadgroups_per_grid": "metal::uint3(p.groups[0], p.groups[1], p.groups[2])",
+    "thread_index_in_threadgroup": "p.thread_index",
+    "thread_index_in_simdgroup": "p.thread_index % 32",
+    "simdgroup_index_in_threadgroup": "p.thread_index / 32",
+}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One parameter of a kernel: its type as written, and its attribute, e.g. ("buffer", 3)."""
+
+    type: str
+    name: str
+    attribute: str
+    index: int | None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of the metallib: the name the host asks for, and the function behind it."""
+
+    name: str
+    function: str
+    arguments: tuple[Argument, ...]
+
+
+def without_comments(source: str) -> str:
+    return re.sub(r"//[^\n]*|/\*.*?\*/", "", source, flags=re.DOTALL)
+
+
+def kernels_of(source: str) -> list[Kernel]:
+    """The kernels that a .metal file defines, as the Metal compiler would find them."""
+    source = without_comments(source)
+    signatures: dict[str, tuple[bool, tuple[Argument, ...]]] = {}
+    for found in re.finditer(
+        r"(template\s*<[^>]*>\s*)?\[\[kernel\]\]\s*void\s+(\w+)\s*\((.*?)\)\s*\{", source, re.DOTALL
+    ):
+        arguments = []
+        for text in re.split(r",(?![^(]*\))", found[3]):
+            one = re.fullmatch(r"\s*(.+?)(\w+)\s*\[\[(\w+)(?:\((\d+)\))?\]\]\s*", text, re.DOTALL)
+            assert one, f"{found[2]}: cannot read the parameter {text.strip()!r}"
+            arguments.append(Argument(one[1].strip(), one[2], one[3], int(one[4]) if one[4] else None))
+        signatures[found[2]] = (found[1] is not None, tuple(arguments))
+    kernels = [Kernel(name, name, arguments) for name, (template, arguments) in signatures.items() if not template]
+    for found in re.finditer(
+        r'template\s*\[\[host_name\("(\w+)"\)\]\]\s*\[\[kernel\]\]\s*decltype\((\w+)<(.*?)>\)\s*\2<\3>;', source
+    ):
+        kernels.append(Kernel(found[1], f"{found[2]}<{found[3]}>", signatures[found[2]][1]))
+    return kernels
+
+
+def _expression(argument: Argument) -> str:
+    if argument.attribute == "buffer":
+        if argument.type.endswith("&"):
+            return f"*reinterpret_cast<{argument.type[:-1]}*>(b[{argument.index}])"
+        return f"reinterpret_cast<{argument.type}>(b[{argument.index}])"
+    if argument.attribute == "threadgroup":
+        return f"reinterpret_cast<{argument.type}>(memory)"
+    return BUILT_IN[argument.attribute]
+
+
+def translation_unit(metal: Path, only: Iterable[str] | None = None) -> str:
+    """C++ that holds a .metal file as it is, and calls its kernels by name with arguments by buffer index."""
+    wanted = [k for k in kernels_of(metal.read_text()) if only is None or k.name in only]
+    lines = ['#include "kernels.h"', '#include "metal_stdlib"', '#include "metal_simdgroup_matrix"']
+    # The attribute shares its name with the address space, which is a macro here.
+    source = metal.read_text().replace("[[threadgroup(0)]]", "[[threadgroup_memory]]")
+    if only is not None:  # what is not wanted need not be compiled
+        source = re.sub(r"template\s*\[\[host_name.*?;", "", source, flags=re.DOTALL)
+    lines += [f'#line 1 "{metal}"', source]
+    entries = []
+    for i, kernel in enumerate(wanted):
+        arguments = ",\n      ".join(map(_expression, kernel.arguments))
+        buffers = sum(1 << a.index for a in kernel.arguments if a.attribute == "buffer")
+        lines.append(
+            f"EMULATOR_HIDDEN static void run_{i}(char* const* b, char* memory, const emulator::Position& p) {{\n"
+            f"  (void)memory;\n  {kernel.function}(\n      {arguments});\n}}"
+        )
+        entries.append(f'  {{"{kernel.name}", run_{i}, {buffers}u}},')
+    # No containers here: their code would be compiled with the kernels' instrumentation, for the whole library.
+    body = "\n".join(entries)
+    lines.append(f"extern const EmulatedKernel kernels_{metal.stem}[] = {{\n{body}\n  {{nullptr, nullptr, 0}}\n}};")
+    return "\n".join(lines)
+
+
+def _registry(stems: list[str]) -> str:
+    declarations = "".join(f"extern const EmulatedKernel kernels_{stem}[];\n" for stem in stems)
+    tables = ", ".join(f"kernels_{stem}" for stem in stems)
+    return f'#include "kernels.h"\n{declarations}const EmulatedKernel* const kernel_tables[] = {{{tables}, nullptr}};\n'
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """How the emulation is compiled: what watches the kernels, and what watches everything."""
+
+    name: str
+    kernel_flags: tuple[str, ...]
+    flags: tuple[str, ...]
+
+
+OBSERVED = Flavour("observed", ("-fsanitize=thread",), ("-DEMULATOR_OBSERVES",))
+SANITIZED = Flavour("sanitized", (), ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
+
+
+def _flags() -> list[str]:
+    include = Path(torch.__file__).parent / "include"
+    headers = Path(sysconfig.get_path("include"))
+    assert (headers / "Python.h").is_file(), "Python's headers are missing"
+    ops = [f"-D{name}_cpu={name}_mps" for name in ("forward", "forward_argmax", "backward", "default_path")]
+    return [
+        *("-std=c++17", "-O1", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-attributes", "-Wno-unknown-pragmas"),
+        *("-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden"),
+        *ops,
+        "-Davailable_paths_cpu=available_paths_mps",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000ULL",
+        "-DPy_LIMITED_API=0x03090000",
+        f"-I{EMULATOR}",
+        "-isystem",
+        str(include),
+        "-isystem",
+        str(headers),
+    ]
+
+
+def _run(command: list[str | Path]) -> None:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stderr[-4000:]}"
+
+
+def _digest(paths: Iterable[Path], *more: str) -> str:
+    digest = hashlib.sha256("\0".join(more).encode())
+    for path in sorted(paths):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build(
+    flavour: Flavour,
+    kernels: Path = KERNELS,
+    binding: Path = ROOT / "torch-ext",
+    only: Iterable[str] | None = None,
+) -> Path:
+    """The directory of the package with its kernels emulated, built unless it is there.
+
+    ``kernels`` and ``binding`` may be changed copies of maxsim_metal/ and torch-ext/; ``only`` names what to compile.
+    """
+    compiler = os.environ.get("CXX") or "g++"
+    inputs = [p for d in (kernels, EMULATOR, ROOT / "maxsim_common") for p in d.iterdir() if p.is_file()]
+    inputs += [*binding.glob("*.cpp"), *binding.glob("*.h"), *(ROOT / "torch-ext/maxsim").glob("*.py"), Path(__file__)]
+    key = _digest(inputs, compiler, flavour.name, torch.__version__, ",".join(sorted(only or ())))
+    target = ROOT / ".build/metal" / f"{flavour.name}-{key}"
+    if target.is_dir():
+        return target
+    work = target.with_name(target.name + f".{os.getpid()}")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    (work / "registration.h").write_text(variant.REGISTRATION_H)
+    for name, source in (("maxsim_metal", kernels), ("maxsim_common", ROOT / "maxsim_common"), ("torch-ext", binding)):
+        shutil.copytree(source, work / name, ignore=shutil.ignore_patterns("maxsim", "__pycache__"))
+    shutil.copytree(EMULATOR, work / "tests/metal/emulator")
+    module = f"_maxsim_emulated_{flavour.name}_{key}"
+    flags = [*_flags(), f"-DTORCH_EXTENSION_NAME={module}", f"-I{work}", *flavour.flags]
+    units: list[tuple[Path, list[str]]] = []
+    stems = []
+    for metal in sorted((work / "maxsim_metal").glob("*.metal")):
+        unit = work / "maxsim_metal" / f"{metal.stem}.metal.cpp"
+        unit.write_text(translation_unit(metal, only))
+        units.append((unit, list(flavour.kernel_flags)))
+        stems.append(metal.stem)
+    registry = work / "registry.cpp"
+    registry.write_text(_registry(stems))
+    units += [(registry, []), (work / "maxsim_metal/plan.cpp", [])]
+    units += [(unit, []) for unit in sorted((work / "tests/metal/emulator").glob("*.cpp"))]
+    units += [(work / "torch-ext" / f"{n}.cpp", []) for n in ("bind_metal", "bind_problem", "torch_binding")]
+
+    def compile_unit(unit: tuple[Path, list[str]]) -> Path:
+        compiled = unit[0].with_suffix(".o")
+        _run([compiler, *flags, *unit[1], "-c", unit[0], "-o", compiled])
+        return compiled
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_unit, units))
+    library = Path(torch.__file__).parent / "lib"
+    link = [f for f in flavour.flags if f.startswith("-fsanitize")]
+    compiled = work / f"{module}.so"
+    _run([compiler, "-shared", *link, *objects, "-o", compiled, f"-L{library}", "-ltorch_cpu"])
+    project = load_project(ROOT)
+    package = work / "build" / variant.variant_name(project, "cpu", None)
+    variant.install(project, "cpu", module, compiled, [], None, package)
+    try:
+        work.rename(target)
+    except OSError:  # another process was first
+        shutil.rmtree(work)
+    return target
+
+
+def environment(flavour: Flavour, target: Path) -> dict[str, str]:
+    """What a Python process needs to load the package at ``target`` in place of the one in this checkout."""
+    repo_id = load_project(ROOT).general["hub"]["repo-id"]
+    found = {"LOCAL_KERNELS": f"{repo_id}={target}"}
+    if flavour is SANITIZED:  # an ordinary python loads it, so the runtime comes first; python's own leaks are its own
+        compiler = os.environ.get("CXX") or "g++"
+        names = ("libasan.so", "libubsan.so", "libstdc++.so")
+        paths = [subprocess.check_output([compiler, f"-print-file-name={n}"], text=True).strip() for n in names]
+        found["LD_PRELOAD"] = " ".join(paths)
+        found["ASAN_OPTIONS"] = "detect_leaks=0:allocator_may_return_null=1"
+        found["UBSAN_OPTIONS"] = "print_stacktrace=1"
+    return found

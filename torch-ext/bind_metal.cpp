@@ -1,0 +1,156 @@
+// The ops on MPS tensors: a problem and its tensors become a plan with a Metal buffer for each role.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "../maxsim_metal/encode.h"
+#include "../maxsim_metal/plan.h"
+#include "torch_binding.h"
+
+namespace maxsim {
+namespace {
+
+using metal_backend::Role;
+using metal_backend::RoleBuffer;
+using metal_backend::RoleBuffers;
+using torch::headeronly::ScalarType;
+
+constexpr int64_t kPath = 24;  // the op schema's number for this backend's one path
+
+int64_t element_bytes(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Bool:
+      return 1;
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+      return 2;
+    case ScalarType::Long:
+      return 8;
+    default:
+      return 4;
+  }
+}
+
+RoleBuffer buffer_of(const Tensor& t) {
+  int64_t offset = 0, last = 0;
+  if (aoti_torch_get_storage_offset(t.get(), &offset)) throw std::runtime_error("a tensor without storage");
+  for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+  const int64_t bytes = element_bytes(t);
+  const char* start = static_cast<const char*>(t.const_data_ptr()) - offset * bytes;
+  return {const_cast<char*>(start), offset * bytes, t.numel() ? (last + 1) * bytes : 0};
+}
+
+class Buffers {
+ public:
+  void set(Role role, const Tensor& t) { buffers_[static_cast<size_t>(role)] = buffer_of(t); }
+  void set(Role role, const MaybeTensor& t) {
+    if (t) set(role, *t);
+  }
+  void set_problem(MAXSIM_PROBLEM_PARAMETERS) {
+    set(Role::queries, queries);
+    set(Role::documents, documents);
+    set(Role::query_extents, query_offsets ? query_offsets : query_lengths);
+    set(Role::document_extents, document_offsets ? document_offsets : document_lengths);
+    set(Role::query_mask, query_mask);
+    set(Role::document_mask, document_mask);
+    set(Role::query_ids, pair_queries);
+    set(Role::document_ids, pair_documents);
+  }
+  const RoleBuffer& operator[](Role role) const { return buffers_[static_cast<size_t>(role)]; }
+
+  void run(const metal_backend::Plan& plan, const Tensor& on) {
+    if (plan.dispatches.empty()) return;
+    Tensor workspace;
+    if (plan.workspace_bytes) {
+      workspace = new_tensor(on, &plan.workspace_bytes, 1, aoti_torch_dtype_uint8());
+      buffers_[static_cast<size_t>(Role::workspace)] = {workspace.mutable_data_ptr(), 0, plan.workspace_bytes};
+    }
+    metal_backend::encode(plan, buffers_);
+  }
+
+ private:
+  RoleBuffers buffers_;
+};
+
+void require_path(int64_t path) {
+  if (path != 0 && path != kPath) throw std::runtime_error("path " + std::to_string(path) + " does not run on MPS");
+}
+
+void run_forward(const BoundProblem& bound, MAXSIM_PROBLEM_PARAMETERS, const Tensor& scores, const Tensor* argmax) {
+  Buffers buffers;
+  buffers.set_problem(MAXSIM_PROBLEM_ARGUMENTS);
+  buffers.set(Role::scores, scores);
+  if (argmax) buffers.set(Role::argmax, *argmax);
+  const metal_backend::TokenOffsets offsets{buffers[Role::queries].offset, buffers[Role::documents].offset};
+  buffers.run(metal_backend::plan_forward(bound.problem, offsets), queries);
+}
+
+// Stable order of a pair list's ids, so that a segment's pairs are neighbours in pair order.
+void set_sorted(Buffers& buffers, const Tensor& ids, Role values_role, Role order_role, std::array<Tensor, 2>& keep) {
+  const Tensor wide = torch::stable::to(ids, ScalarType::Long);
+  std::array<StableIValue, 4> stack{torch::stable::detail::from(wide),
+                                    torch::stable::detail::from(std::optional<bool>(true)),
+                                    torch::stable::detail::from(int64_t{0}), torch::stable::detail::from(false)};
+  if (torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION))
+    throw std::runtime_error("sorting the pair ids failed");
+  keep = {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
+  buffers.set(values_role, keep[0]);
+  buffers.set(order_role, keep[1]);
+}
+
+}  // namespace
+
+Tensor forward_mps(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path, bool /*allow_tf32*/) {
+  require_path(path);
+  const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, kNoArgmax);
+  Tensor scores = new_scores(bound, queries);
+  run_forward(bound, MAXSIM_PROBLEM_ARGUMENTS, scores, nullptr);
+  return scores;
+}
+
+std::tuple<Tensor, Tensor> forward_argmax_mps(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score,
+                                              int64_t path, bool /*allow_tf32*/, int64_t argmax_width,
+                                              int64_t /*backward_mode*/) {
+  require_path(path);
+  const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, argmax_width);
+  Tensor scores = new_scores(bound, queries), argmax = new_argmax(bound, queries);
+  run_forward(bound, MAXSIM_PROBLEM_ARGUMENTS, scores, &argmax);
+  return {scores, argmax};
+}
+
+std::tuple<Tensor, Tensor> backward_mps(const Tensor& grad_scores, const Tensor& argmax, MAXSIM_PROBLEM_PARAMETERS,
+                                        bool normalize, bool need_queries, bool need_documents,
+                                        int64_t /*backward_mode*/, int64_t path) {
+  require_path(path);
+  const int64_t width = argmax.dim() ? argmax.size(argmax.dim() - 1) : 0;
+  const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, 0.0, width);
+  const BackwardTensors t = bind_backward(bound, grad_scores, argmax, queries, documents, need_queries, need_documents);
+  Buffers buffers;
+  buffers.set_problem(MAXSIM_PROBLEM_ARGUMENTS);
+  buffers.set(Role::grad_scores, t.grad_scores);
+  buffers.set(Role::argmax, t.argmax);
+  if (need_queries) buffers.set(Role::grad_queries, t.grad_queries);
+  if (need_documents) buffers.set(Role::grad_documents, t.grad_documents);
+  std::array<Tensor, 2> by_query, by_document;  // alive until the work is enqueued; torch's allocator keeps the order
+  if (bound.problem.pairing == Pairing::list) {
+    if (need_queries) set_sorted(buffers, *pair_queries, Role::sorted_query_ids, Role::query_order, by_query);
+    if (need_documents)
+      set_sorted(buffers, *pair_documents, Role::sorted_document_ids, Role::document_order, by_document);
+  }
+  buffers.run(metal_backend::plan_backward(bound.problem, need_queries, need_documents), queries);
+  return {t.grad_queries, t.grad_documents};
+}
+
+int64_t available_paths_mps() { return int64_t{1} << kPath; }
+
+int64_t default_path_mps(const Tensor& like) {
+  dtype_of(like, "like");
+  return kPath;
+}
+
+}  // namespace maxsim
