@@ -2,6 +2,8 @@
 Exact, fused, forward and backward, over padded, packed, paired and per-query layouts."""
 
 from . import paths, reference
+from .explanation import Explanation, explain, similarity_matrix
+from .explanation_page import explain_page, heat_map
 from .reference import (
     maxsim_reference,
     maxsim_reference_with_argmax,
@@ -32,7 +34,11 @@ from .scoring import (
 from .streaming import retrieve_streamed
 
 __all__ = [
+    "Explanation",
     "MaxSimScorer",
+    "explain",
+    "explain_page",
+    "heat_map",
     "maxsim",
     "maxsim_padded",
     "maxsim_pairs",
@@ -60,4 +66,5 @@ __all__ = [
     "score_pairs_packed_train",
     "score_pairs_packed_with_argmax",
     "score_pairs_packed_with_argmax_reference",
+    "similarity_matrix",
 ]
