@@ -10,7 +10,6 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,10 @@ import torch
 from clock import Timing, interleave
 from memory import Crashed, peak_mib
 from peers import IMPLEMENTATIONS, THREADS, Call, DoesNotApply, load_kernel, use_threads
+from results import printed
 from torch import Tensor
-from workloads import DIM, WORKLOADS, Inputs, Workload, make_inputs, reference
+from verify import Wrong, verified_error
+from workloads import DIM, Inputs, Workload, described, make_inputs, name_of, reference
 
 GEMM_SIZE = 4096
 # What the compiled paths ask the processor for.
@@ -46,10 +47,6 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def multiplied_as(dtype: torch.dtype) -> torch.dtype:
     """The dtype whose matrix product is the limit: x86 and ARM CPUs here multiply float16 as float32."""
     return torch.float32 if dtype is torch.float16 else dtype
@@ -65,19 +62,6 @@ def gemms(dtype: torch.dtype) -> dict[str, Callable[[], Tensor]]:
     return calls
 
 
-def error_of(call: Call, expected: tuple[Tensor, ...]) -> float:
-    """The largest difference from float64, relative to the largest value, over all outputs."""
-    got = call()
-    got = got if isinstance(got, tuple) else (got,)
-    differences = [(g.double() - e).abs().max() / e.abs().max() for g, e in zip(got, expected, strict=True)]
-    return float(torch.stack(differences).max())
-
-
-def allowed_error(name: str, dtype: torch.dtype) -> float:
-    """Eager torch rounds every similarity to the inputs' dtype; the kernel keeps float32 whatever the inputs."""
-    return 1e-6 if name == "ours" else max(1e-6, 2 * torch.finfo(dtype).eps)
-
-
 def prepare(workload: Workload, inputs: Inputs) -> tuple[dict[str, Call], dict[str, dict[str, Any]]]:
     """The calls that may be timed, and a row for every implementation: its error and peak memory, or why not."""
     expected = reference(inputs)
@@ -86,17 +70,14 @@ def prepare(workload: Workload, inputs: Inputs) -> tuple[dict[str, Call], dict[s
         try:
             call = implementation(inputs)
             peak = peak_mib(workload.name, name)
+            rows[name] = {"err": verified_error(name, call, expected, workload), "peak_MiB": peak}
+            calls[name] = call
+        except Wrong as reason:
+            if name == "ours":
+                raise RuntimeError(f"{workload.name}: {name} is {reason}") from None
+            rows[name] = {"error": str(reason)}
         except (DoesNotApply, Crashed) as reason:
             rows[name] = {"error": str(reason)}
-            continue
-        error = error_of(call, expected)
-        if not error <= allowed_error(name, workload.dtype):  # a NaN is no result either
-            if name == "ours":
-                raise RuntimeError(f"{workload.name}: {name} is {error:.1e} off float64")
-            rows[name] = {"error": f"{error:.1e} off float64"}
-            continue
-        calls[name] = call
-        rows[name] = {"err": error, "peak_MiB": peak}
     return calls, rows
 
 
@@ -126,22 +107,21 @@ def timed_row(workload: Workload, inputs: Inputs, timing: Timing, gemm_rate: flo
     return row
 
 
-def measure(turns: int, only: list[str]) -> dict[str, Any]:
+def measure(turns: int, workloads: list[Workload]) -> dict[str, Any]:
     """Machine, GEMM rates and rows, in the row format that all results share: kind, name, impl and measurements."""
     use_threads()
-    workloads = [w for w in WORKLOADS if not only or w.name in only]
     all_rows, rates = [], defaultdict(list)
     for workload in workloads:
         rows, rate = measure_workload(workload, turns)
         rates[name_of(multiplied_as(workload.dtype))].append(rate)
         all_rows += rows
         for row in rows:
-            print("  ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()), flush=True)
+            printed(row)
     return {
         "machine": describe_machine(),
         "dim": DIM,
         "turns": turns,
         "gemm_GFLOPs": {dtype: statistics.median(seen) for dtype, seen in rates.items()},
-        "workloads": {w.name: asdict(w) | {"dtype": name_of(w.dtype)} for w in workloads},
+        "workloads": {w.name: described(w) for w in workloads},
         "rows": all_rows,
     }

@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from kernels import get_kernel
@@ -40,22 +42,38 @@ def load_kernel() -> ModuleType:
     return get_kernel(repo_id, version=general["version"])
 
 
-def step(inputs: Inputs, score: Callable[[], Tensor]) -> Call:
+def step(inputs: Inputs, score: Call) -> Call:
     """The scoring itself, or a training step around it."""
     if inputs.grad_scores is None:
         return score
     return lambda: torch.autograd.grad(score(), inputs.differentiable, inputs.grad_scores)
 
 
+def offsets(lengths: Tensor) -> Tensor:
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+
+
+def rows_of(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """A padded tensor [N, L, d] as packed tokens and their offsets."""
+    count, length, _ = tensor.shape
+    return tensor.flatten(0, 1), torch.arange(count + 1, dtype=torch.int32, device=tensor.device) * length
+
+
 def ours(inputs: Inputs) -> Call:
     kernel = load_kernel()
-    if inputs.lengths is None:
-        return step(inputs, lambda: kernel.maxsim(inputs.queries, inputs.documents))
-    packed_queries = inputs.queries.flatten(0, 1)
-    packed_documents = inputs.documents[~inputs.padding]
-    query_offsets = torch.arange(len(inputs.queries) + 1) * inputs.queries.shape[1]
-    document_offsets = torch.nn.functional.pad(inputs.lengths.cumsum(0), (1, 0))
-    return lambda: kernel.maxsim_varlen(packed_queries, packed_documents, query_offsets, document_offsets)
+    workload = inputs.workload
+    if workload.layout == "varlen":
+        packed, document_offsets = inputs.documents[inputs.mask], offsets(inputs.lengths)
+        queries, query_offsets = rows_of(inputs.queries)
+        return partial(kernel.maxsim_varlen, queries, packed, query_offsets, document_offsets)
+    if workload.layout == "listed":
+        sides = (*rows_of(inputs.queries), *rows_of(inputs.documents))
+        return partial(kernel.score_pairs_packed, *sides, *inputs.pairs)
+    entry = kernel.maxsim_with_argmax if workload.form == "argmax" else kernel.maxsim
+    options: dict[str, Any] = {"normalize": True} if workload.form == "normalize" else {}
+    if workload.form == "masked":
+        options["d_mask"] = inputs.mask
+    return step(inputs, partial(entry, inputs.queries, inputs.documents, **options))
 
 
 def einsum(queries: Tensor, documents: Tensor) -> Tensor:
@@ -78,7 +96,7 @@ def eager(similarity: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Inputs], 
     def prepare(inputs: Inputs) -> Call:
         if similarity is one_matmul and inputs.documents.dim() == 4:
             raise DoesNotApply("each query has its own documents")
-        padding = None if inputs.padding is None else inputs.padding[:, None]
+        padding = None if inputs.mask is None else ~inputs.mask[:, None]
 
         def score() -> Tensor:
             products = similarity(inputs.queries, inputs.documents)

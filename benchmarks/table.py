@@ -1,5 +1,5 @@
-"""Writes the tables of README.md and docs/benchmarks.md from benchmarks/results/, between their markers.
-No figure is typed by hand; `python benchmarks/table.py` rewrites them all."""
+"""Writes the tables and pictures of the documents from benchmarks/results/, tables between their markers.
+No figure is typed by hand; `python benchmarks/table.py` rewrites them all. What was not measured yet says so."""
 
 from __future__ import annotations
 
@@ -7,117 +7,40 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+import cpu_table
+import gpu_table
+import plot
+from results import Row
 
 ROOT = Path(__file__).resolve().parents[1]
-CPU_RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+RESULTS = ROOT / "benchmarks" / "results"
+CPU_RESULTS, GPU_RESULTS, LADDER_RESULTS = (RESULTS / name for name in ("cpu.json", "h200.json", "ladder.json"))
 
-Row = dict[str, Any]
-
-
-def milliseconds(row: Row) -> float:
-    return row["ms"] if "ms" in row else row["host_us"] / 1e3
-
-
-def quartiles(row: Row) -> list[float]:
-    return row["quartiles_ms"] if "ms" in row else [us / 1e3 for us in row["quartiles_us"]]
-
-
-def figure(value: float) -> str:
-    """Three digits, and no fraction from 100 on."""
-    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table whose first column is text and the others are figures."""
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def pairs(workload: Row) -> str:
-    what = {
-        "cross": "{queries} × {documents}",
-        "own": "{queries} × {documents} of its own",
-        "varlen": "{queries} × {documents} ragged",
-    }[workload["layout"]]
-    tokens = f"{workload['query_tokens']}/{workload['document_tokens']} tokens"
-    return f"{what.format(**workload)}, {tokens}, {workload['dtype']}"
-
-
-def describe(result: Row) -> str:
-    """Where and how the figures were made."""
-    machine = result["machine"]
-    rates = [f"{rate:.0f} GFLOP/s in {dtype}" for dtype, rate in result["gemm_GFLOPs"].items()]
-    paths = sorted(set(machine["paths"].values()))
-    return (
-        f"{machine['cpu']} with {', '.join(paths)}, {machine['threads']} threads, torch {machine['torch']}, "
-        f"d = {result['dim']}; medians of {result['turns']} turns. The machine's matrix product "
-        f"runs at {' and '.join(rates)}."
-    )
-
-
-def by_workload(result: Row) -> dict[str, dict[str, Row]]:
-    out: dict[str, dict[str, Row]] = {}
-    for row in result["rows"]:
-        out.setdefault(row["name"], {})[row["impl"]] = row
-    return out
-
-
-def best_peer(rows: dict[str, Row]) -> str:
-    peers = [name for name, row in rows.items() if name != "ours" and "error" not in row]
-    return min(peers, key=lambda name: milliseconds(rows[name]))
-
-
-def cpu_summary(result: Row) -> str:
-    """One line a workload: the kernel beside whichever peer is fastest there."""
-    lines = []
-    for name, rows in by_workload(result).items():
-        ours, peer = rows["ours"], best_peer(rows)
-        workload = result["workloads"][name]
-        what = {"train": "training step, ", "overhead": "a tiny call, "}.get(workload["kind"], "")
-        lines.append(
-            [
-                what + pairs(workload),
-                figure(milliseconds(ours)),
-                f"{figure(milliseconds(rows[peer]))} ({peer})",
-                f"{figure(milliseconds(rows[peer]) / milliseconds(ours))}×",
-                f"{ours['of_floor']:.0%}" if "of_floor" in ours else "",
-                f"{figure(ours['peak_MiB'])} / {figure(rows[peer]['peak_MiB'])}",
-            ]
-        )
-    header = ["pairs", "maxsim, ms", "fastest peer, ms", "faster", "of the GEMM rate", "peak MiB, maxsim / peer"]
-    return f"{describe(result)}\n\n{markdown(header, lines)}"
-
-
-def cpu_rows(result: Row) -> str:
-    """Every row, those included that have no figure."""
-    lines = []
-    for name, rows in by_workload(result).items():
-        for implementation, row in rows.items():
-            label = f"{name}: {implementation}"
-            if "error" in row:
-                lines.append([label, f"({row['error']})", "", "", "", ""])
-                continue
-            low, high = quartiles(row)
-            lines.append(
-                [
-                    label,
-                    figure(milliseconds(row)),
-                    f"{figure(low)}–{figure(high)}",
-                    f"{row['of_floor']:.0%}" if "of_floor" in row else "",
-                    f"{row['err']:.0e}",
-                    figure(row["peak_MiB"]),
-                ]
-            )
-    header = ["workload: implementation", "ms", "quartiles", "of the GEMM rate", "error", "peak MiB"]
-    return f"{describe(result)}\n\n{markdown(header, lines)}"
-
-
-# Document, name of the markers in it, results, and what makes the text between the markers.
-TABLES: list[tuple[Path, str, Path, Callable[[Row], str]]] = [
-    (ROOT / "README.md", "cpu-summary", CPU_RESULTS, cpu_summary),
-    (ROOT / "docs" / "benchmarks.md", "cpu-rows", CPU_RESULTS, cpu_rows),
+# Document, name of the markers in it, results, what makes the text between the markers, and pictures below it.
+TABLES: list[tuple[Path, str, Path, Callable[[Row], str], list[str]]] = [
+    (ROOT / "README.md", "cpu-summary", CPU_RESULTS, cpu_table.summary, []),
+    (ROOT / "docs" / "benchmarks.md", "cpu-rows", CPU_RESULTS, cpu_table.every_row, []),
+    (ROOT / "README.md", "h200-summary", GPU_RESULTS, gpu_table.summary, []),
+    (ROOT / "docs" / "benchmarks.md", "h200-rows", GPU_RESULTS, gpu_table.every_row, ["h200-forward", "h200-train"]),
+    (ROOT / "docs" / "ladder.md", "ladder", LADDER_RESULTS, gpu_table.ladder, ["ladder"]),
 ]
+PICTURES: dict[str, tuple[Path, Callable[[Row], object]]] = {
+    "h200-forward": (GPU_RESULTS, plot.forward),
+    "h200-train": (GPU_RESULTS, plot.train),
+    "ladder": (LADDER_RESULTS, plot.ladder),
+}
+
+
+def picture_path(name: str) -> Path:
+    return ROOT / "docs" / "images" / f"{name}.svg"
+
+
+def content(results: Path, make: Callable[[Row], str], pictures: list[str]) -> str:
+    if not results.exists():
+        return "Not measured yet."
+    shown = [f"![{name}](images/{name}.svg)" for name in pictures]
+    return "\n\n".join([*shown, make(json.loads(results.read_text()))])
 
 
 def filled(text: str, marker: str, table: str) -> str:
@@ -130,9 +53,14 @@ def filled(text: str, marker: str, table: str) -> str:
 
 
 def update() -> None:
-    for document, marker, results, make in TABLES:
+    for document, marker, results, make, pictures in TABLES:
         text = document.read_text()
-        document.write_text(filled(text, marker, make(json.loads(results.read_text()))))
+        document.write_text(filled(text, marker, content(results, make, pictures)))
+    for name, (results, draw) in PICTURES.items():
+        if results.exists():
+            plot.save(draw(json.loads(results.read_text())), picture_path(name), plot.digest(results))
+        else:
+            print(f"{picture_path(name).relative_to(ROOT)}: skipped, {results.relative_to(ROOT)} does not exist")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ MASKED_SHARE = 0.1
 class Workload:
     """One shape. `layout`: "cross" is every query with every document, "own" is each query with its own `documents`,
     "varlen" is cross with documents of [document_tokens / 4, document_tokens] tokens, uniformly, and "listed" is
-    `pairs` pairs at random. `form`: "argmax", "normalize", and "masked", which drops a tenth of the document tokens."""
+    `pairs` pairs at random. `form`: "argmax", "normalize", "tf32", which is float32 where torch allows TF32,
+    and "masked", which drops a tenth of the document tokens."""
 
     kind: str  # forward, train or overhead; on a GPU also forms and paths
     name: str
@@ -38,6 +39,11 @@ class Workload:
     def count(self) -> int:
         """How many scores."""
         return self.queries * self.documents if self.pairs is None else self.pairs
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds of the similarities, counted as two, if every document is as long as the longest."""
+        return 2 * self.count * self.query_tokens * self.document_tokens * self.dim
 
 
 WORKLOADS = [
@@ -86,11 +92,8 @@ class Inputs:
 
     @property
     def flops(self) -> int:
-        """Multiply-adds of the similarities, counted as two; what is padding does not count."""
-        w = self.workload
-        met = w.pairs * w.document_tokens if w.pairs is not None else self.document_tokens
-        meetings = met if w.layout in ("own", "listed") else met * w.queries
-        return 2 * meetings * w.query_tokens * w.dim
+        """As the workload's; what is padding does not count."""
+        return self.workload.flops * self.document_tokens // self.documents[..., 0].numel()
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,76 @@
+"""Pictures of results: a workload a line, an implementation a mark. table.py draws them; matplotlib is in bench.txt."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from markup import by_workload
+from results import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = {"ours": "#d62728", "lik": "#1f77b4", "flash": "#2ca02c", "eager": "#7f7f7f"}
+NAMES = {"ours": "maxsim", "lik": "late-interaction-kernels", "flash": "flash-maxsim", "eager": "eager torch"}
+
+
+def digest(results: Path) -> str:
+    """What a picture says of the file that it was made from."""
+    return hashlib.sha256(results.read_bytes()).hexdigest()
+
+
+def canvas(width: float, height: float, panels: int = 1) -> Figure:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "maxsim", "font.size": 9})
+    figure = Figure((width, height), layout="constrained")
+    figure.subplots(1, panels)
+    return figure
+
+
+def save(figure: Figure, path: Path, source: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="svg", metadata={"Date": None, "Description": f"results {source}"})
+
+
+def times(result: Row, kind: str) -> Figure:
+    """Milliseconds of every implementation, and the floor where there is one."""
+    workloads = by_workload(row for row in result["rows"] if row["kind"] == kind)
+    figure = canvas(8, 0.8 + 0.32 * len(workloads))
+    (axes,) = figure.axes
+    places = range(len(workloads))
+    floors = [rows.get("ours", {}).get("floor_ms", float("nan")) for rows in workloads.values()]
+    if any(floor > 0 for floor in floors):
+        axes.scatter(floors, places, marker="|", s=160, color="black", label="floor", zorder=3)
+    for impl, colour in COLOURS.items():
+        found = [rows.get(impl, {}).get("ms", float("nan")) for rows in workloads.values()]
+        axes.scatter(found, places, color=colour, label=NAMES[impl], s=28, zorder=4 if impl == "ours" else 2)
+    axes.set(xscale="log", xlabel="ms, less is better", yticks=list(places), yticklabels=list(workloads))
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=5, frameon=False)
+    return figure
+
+
+def forward(result: Row) -> Figure:
+    return times(result, "forward")
+
+
+def train(result: Row) -> Figure:
+    return times(result, "train")
+
+
+def ladder(result: Row) -> Figure:
+    figure = canvas(8, 2.8, panels=2)
+    panels = (("math", "TFLOPs", "TFLOP/s, 256 × 256 documents"), ("memory", "TBps", "TB/s, 1 × 10 000 documents"))
+    for axes, (shape, key, title) in zip(figure.axes, panels, strict=True):
+        rows = [row for row in result["rows"] if row["shape"] == shape]
+        bars = axes.barh([row["rung"] for row in rows], [row[key] for row in rows], color=COLOURS["ours"])
+        axes.bar_label(bars, fmt="%.3g", padding=2)
+        axes.set(title=title)
+        axes.margins(x=0.15)
+        axes.invert_yaxis()
+    return figure
