@@ -3,6 +3,8 @@ Every input is a multiple of 1/8, so dot products are exact in fp32 whatever the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from kernels.benchmark import Benchmark
 
@@ -22,41 +24,58 @@ def similarities(queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor
     return torch.einsum("qid,njd->qnij", queries, documents)
 
 
+# Queries, documents and their tokens.
+Shape = tuple[int, int, int, int]
+
+
+def cross(shape: Shape, dtype: torch.dtype = torch.float32, dim: int = DIM, cpu: Shape | None = None) -> Callable:
+    """A setup of every query with every document; `cpu` is the shape where there is no accelerator."""
+
+    def setup(self: MaxSim) -> None:
+        queries, documents, query_tokens, document_tokens = cpu if cpu and self.device == "cpu" else shape
+        self.queries = self.tokens(queries, query_tokens, dim=dim).to(dtype)
+        self.documents = self.tokens(documents, document_tokens, dim=dim).to(dtype)
+
+    return setup
+
+
 class MaxSim(Benchmark):
     """The reference of a bf16 workload multiplies in fp32: eager bf16 rounds away what the check looks for."""
 
     seed = 0
 
-    def tokens(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return (torch.randint(-8, 9, (*shape, DIM), device=self.device) / 8).to(dtype)
+    def tokens(self, *shape: int, dim: int = DIM) -> torch.Tensor:
+        return torch.randint(-8, 9, (*shape, dim), device=self.device) / 8
 
-    def score(self) -> torch.Tensor:
-        return self.kernel.maxsim(self.queries, self.documents)
+    def score(self) -> None:
+        self.out = self.kernel.maxsim(self.queries, self.documents)
 
     def reference(self) -> torch.Tensor:
         return similarities(self.queries, self.documents).amax(-1).sum(-1)
 
     # One query against a text corpus.
-    def setup_text_short(self) -> None:
-        self.queries, self.documents = self.tokens(1, 32), self.tokens(1000, 300)
+    setup_text_short = cross((1, 1000, 32, 300))
+    benchmark_text_short = score
+    verify_text_short = reference
 
-    def benchmark_text_short(self) -> None:
-        self.out = self.score()
+    setup_text_short_bf16 = cross((1, 1000, 32, 300), torch.bfloat16)
+    benchmark_text_short_bf16 = score
+    verify_text_short_bf16 = reference
 
-    def verify_text_short(self) -> torch.Tensor:
-        return self.reference()
+    setup_corpus_bf16 = cross((1, 10000, 32, 300), torch.bfloat16, cpu=(1, 500, 32, 300))
+    benchmark_corpus_bf16 = score
+    verify_corpus_bf16 = reference
 
-    def setup_text_short_bf16(self) -> None:
-        self.queries = self.tokens(1, 32, dtype=torch.bfloat16)
-        self.documents = self.tokens(1000, 300, dtype=torch.bfloat16)
+    # Page images: long documents, and a query that is a page itself.
+    setup_pages_bf16 = cross((1, 1000, 128, 1024), torch.bfloat16, cpu=(1, 20, 128, 1024))
+    benchmark_pages_bf16 = score
+    verify_pages_bf16 = reference
 
-    def benchmark_text_short_bf16(self) -> None:
-        self.out = self.score()
+    setup_page_queries_bf16 = cross((1, 500, 1024, 1024), torch.bfloat16, cpu=(1, 5, 1024, 1024))
+    benchmark_page_queries_bf16 = score
+    verify_page_queries_bf16 = reference
 
-    def verify_text_short_bf16(self) -> torch.Tensor:
-        return self.reference()
-
-    # The same, with the winning document token of every query token.
+    # The text corpus again, with the winning document token of every query token.
     setup_text_short_argmax = setup_text_short
 
     def benchmark_text_short_argmax(self) -> None:
@@ -105,15 +124,22 @@ class MaxSim(Benchmark):
         return products.masked_fill(self.padding[:, None, :], float("-inf")).amax(-1).sum(-1)
 
     # In-batch negatives: every query against every document of the batch.
-    def setup_inbatch(self) -> None:
-        batch, length = (32, 180) if self.device == "cpu" else (128, 300)
-        self.queries, self.documents = self.tokens(batch, 32), self.tokens(batch, length)
+    setup_inbatch = cross((128, 128, 32, 300), cpu=(32, 32, 32, 180))
+    benchmark_inbatch = score
+    verify_inbatch = reference
 
-    def benchmark_inbatch(self) -> None:
-        self.out = self.score()
+    setup_inbatch_bf16 = cross((256, 256, 32, 300), torch.bfloat16, cpu=(32, 32, 32, 180))
+    benchmark_inbatch_bf16 = score
+    verify_inbatch_bf16 = reference
 
-    def verify_inbatch(self) -> torch.Tensor:
-        return self.reference()
+    setup_inbatch_fp16 = cross((256, 256, 32, 300), torch.float16, cpu=(8, 8, 32, 180))
+    benchmark_inbatch_fp16 = score
+    verify_inbatch_fp16 = reference
+
+    # Vectors as single-vector models have them.
+    setup_inbatch_d768_bf16 = cross((128, 128, 32, 300), torch.bfloat16, dim=768, cpu=(8, 8, 32, 180))
+    benchmark_inbatch_d768_bf16 = score
+    verify_inbatch_d768_bf16 = reference
 
     # A training step on that batch: forward and the gradients of both sides.
     def setup_inbatch_train(self) -> None:
@@ -125,7 +151,8 @@ class MaxSim(Benchmark):
 
     def benchmark_inbatch_train(self) -> None:
         inputs = (self.queries, self.documents)
-        self.grad_queries, self.out = torch.autograd.grad(self.score(), inputs, self.grad_scores)
+        scores = self.kernel.maxsim(*inputs)
+        self.grad_queries, self.out = torch.autograd.grad(scores, inputs, self.grad_scores)
 
     def verify_inbatch_train(self) -> torch.Tensor:
         # `max` sends the gradient of a tie to its first token, as the kernel does; `amax` would split it.

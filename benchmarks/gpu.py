@@ -97,11 +97,13 @@ class Run:
         return {"ms": ms, "floor_ms": floor, "of_floor": floor / ms, "err": error, "peak_MiB": clock.peak_mib(call, ())}
 
     def form(self, impl: str, call: Call, inputs: Inputs, expected: tuple[Tensor, ...]) -> Row:
-        """A forward row, and the plain bf16 call's time scaled to as many multiply-adds."""
+        """A forward row, and the plain bf16 call's time scaled to as many multiply-adds, if that was measured."""
         row = self.forward(impl, call, inputs, expected)
         plain = next(form for form in FORMS if form.name == plain_of(inputs.workload))
-        timed = self.results.find("forms", plain.name, impl)
-        plain_ms = row["ms"] if timed is None else timed["ms"] * inputs.flops / plain.flops
+        timed = row if plain is inputs.workload else self.results.find("forms", plain.name, impl)
+        if timed is None or "ms" not in timed:
+            return row
+        plain_ms = timed["ms"] * inputs.flops / plain.flops
         return row | {"plain_ms": plain_ms, "of_plain": row["ms"] / plain_ms}
 
     def train(self, impl: str, call: Call, inputs: Inputs, expected: tuple[Tensor, ...]) -> Row:
