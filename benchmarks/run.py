@@ -12,6 +12,7 @@ import cpu
 import cpu_table
 import gpu
 import table
+import torch
 from results import write
 from workloads import WORKLOADS
 
@@ -43,6 +44,8 @@ def measure_cpu(arguments: argparse.Namespace) -> str | None:
 
 
 def measure_gpu(arguments: argparse.Namespace) -> str | None:
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
     result = gpu.measure(arguments.phases, arguments.only, arguments.output)
     failed = [f"{row['kind']} {row['name']}" for row in result["rows"] if row["impl"] == "ours" and "error" in row]
     return f"the kernel failed: {', '.join(failed)}" if failed else None
