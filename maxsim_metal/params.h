@@ -25,7 +25,7 @@ MAXSIM_CONSTANT int kForwardMemoryBytes = 15360;  // of threadgroup memory: two 
 // The shape of the backward for documents.
 MAXSIM_CONSTANT int kGradientTokens = 32;     // document tokens whose gradients one threadgroup sums
 MAXSIM_CONSTANT int kGradientFeatures = 128;  // features of a step, one a thread
-MAXSIM_CONSTANT int kBackwardMemoryBytes = 18944;
+MAXSIM_CONSTANT int kBackwardMemoryBytes = 19200;
 
 enum class Element : int32_t { f32 = 0, f16 = 1, bf16 = 2 };
 enum class Meeting : int32_t { cross = 0, slab = 1, list = 2 };
@@ -86,8 +86,7 @@ struct NormParams {
 
 struct BackwardParams {
   ProblemParams problem;
-  int64_t items;   // queries: tokens of all queries; documents: slices of all documents
-  int64_t slices;  // documents only: slices of one document
+  int64_t items;  // slots of the argmax of all queries, or documents
 };
 
 static_assert(sizeof(SideParams) == 120, "the layout is the same for the host and for Metal");

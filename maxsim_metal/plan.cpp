@@ -104,20 +104,19 @@ ProblemParams problem_params(const Problem& problem) {
   return params;
 }
 
-// The tensors that say what the problem is. What a call lacks is bound to a tensor it has, as Metal wants every
-// argument of a kernel bound.
-std::vector<Binding> problem_bindings(const Problem& problem) {
-  const auto present = [](bool has, Role role) { return has ? role : Role::queries; };
+// The tensors that say what the problem is. Metal wants every argument of a kernel bound: what a call lacks, or has
+// without elements, gets the buffer of `spare`, and the constants keep the kernel from reading it.
+std::vector<Binding> problem_bindings(const Problem& problem, Role spare) {
+  const auto present = [&](bool has, Role role) { return has ? role : spare; };
   const Segments &q = problem.queries, &d = problem.documents;
+  const bool list = problem.pairing == Pairing::list;
   return {
-      {kQueries, Role::queries},
-      {kDocuments, Role::documents},
+      {kQueries, present(q.data, Role::queries)},
+      {kDocuments, present(d.data, Role::documents)},
       {kQueryExtents, present(q.packed() || q.lengths, Role::query_extents)},
       {kDocumentExtents, present(d.packed() || d.lengths, Role::document_extents)},
-      {kQueryMask, present(q.mask, Role::query_mask)},
-      {kDocumentMask, present(d.mask, Role::document_mask)},
-      {kQueryIds, present(problem.pairing == Pairing::list, Role::query_ids)},
-      {kDocumentIds, present(problem.pairing == Pairing::list, Role::document_ids)},
+      {kQueryIds, present(list, Role::query_ids)},
+      {kDocumentIds, present(list, Role::document_ids)},
   };
 }
 
@@ -158,9 +157,12 @@ Plan plan_forward(const Problem& problem, const TokenOffsets& offsets) {
 
   Dispatch dispatch;
   dispatch.kernel = std::string("maxsim_forward_") + name_of(tile) + (argmax ? "_argmax" : "");
-  dispatch.bindings = problem_bindings(problem);
+  const Role spare = Role::scores;
+  dispatch.bindings = problem_bindings(problem, spare);
+  dispatch.bindings.push_back({kQueryMask, problem.queries.mask ? Role::query_mask : spare});
+  dispatch.bindings.push_back({kDocumentMask, problem.documents.mask ? Role::document_mask : spare});
   dispatch.bindings.push_back({kScores, Role::scores});
-  dispatch.bindings.push_back({kArgmax, argmax ? Role::argmax : Role::scores});
+  dispatch.bindings.push_back({kArgmax, argmax && problem.argmax_width > 0 ? Role::argmax : spare});
   // Neighbouring threadgroups share the document rather than the queries: it is the larger of the two.
   dispatch.grid[0] = clamp_grid(params.query_groups, kMaxGridX);
   dispatch.grid[1] = clamp_grid(params.items, kMaxGridY);
@@ -173,57 +175,54 @@ Plan plan_forward(const Problem& problem, const TokenOffsets& offsets) {
 Plan plan_backward(const Problem& problem, bool need_queries, bool need_documents) {
   Plan plan;
   if (problem.pairs == 0 || problem.argmax_width == 0 || !(need_queries || need_documents)) return plan;
-  const int64_t query_rows = token_rows(problem.queries), document_rows = token_rows(problem.documents);
-  const int64_t document_norms = query_rows * static_cast<int64_t>(sizeof(float));
-  if (problem.normalize) {
-    plan.workspace_bytes = document_norms + document_rows * static_cast<int64_t>(sizeof(float));
-    const auto norms = [&](const Segments& side, Role role, int64_t rows, int64_t offset) {
-      if (rows == 0) return;
-      Dispatch dispatch;
-      dispatch.kernel = "maxsim_norms";
-      dispatch.params = NormParams{side_params(side), side.dim, rows};
-      dispatch.bindings = {{kQueries, role}, {kQueryNorms, Role::workspace, offset}};
-      dispatch.grid[0] = clamp_grid(ceil_div(rows, kSimdgroups), kMaxGridX);
-      plan.dispatches.push_back(std::move(dispatch));
-    };
-    norms(problem.queries, Role::queries, query_rows, 0);
-    norms(problem.documents, Role::documents, document_rows, document_norms);
-  }
+  const Role spare = Role::grad_scores;
   const bool list = problem.pairing == Pairing::list;
-  const auto gradient = [&](const std::string& kernel, Role sorted, Role order, Role out) {
+  const int64_t query_rows = token_rows(problem.queries), document_rows = token_rows(problem.documents);
+  Binding query_norms{kQueryNorms, spare}, document_norms{kDocumentNorms, spare};
+  const auto norms = [&](const Segments& side, Role role, int64_t rows, Binding& result) {
+    if (!problem.normalize || rows == 0) return;
+    result.role = Role::workspace;
+    result.offset = plan.workspace_bytes;
+    plan.workspace_bytes += rows * static_cast<int64_t>(sizeof(float));
     Dispatch dispatch;
-    dispatch.kernel = kernel;
-    dispatch.bindings = problem_bindings(problem);
-    dispatch.bindings.push_back({kScores, Role::grad_scores});
-    dispatch.bindings.push_back({kArgmax, Role::argmax});
-    dispatch.bindings.push_back({kSortedIds, list ? sorted : Role::queries});
-    dispatch.bindings.push_back({kPairOrder, list ? order : Role::queries});
-    dispatch.bindings.push_back({kQueryNorms, problem.normalize ? Role::workspace : Role::queries});
-    dispatch.bindings.push_back(
-        {kDocumentNorms, problem.normalize ? Role::workspace : Role::queries, problem.normalize ? document_norms : 0});
-    dispatch.bindings.push_back({kGradient, out});
-    return dispatch;
+    dispatch.kernel = "maxsim_norms";
+    dispatch.params = NormParams{side_params(side), side.dim, rows};
+    dispatch.bindings = {{kQueries, role}, {kQueryNorms, Role::workspace, result.offset}};
+    dispatch.grid[0] = clamp_grid(ceil_div(rows, kSimdgroups), kMaxGridX);
+    plan.dispatches.push_back(std::move(dispatch));
   };
+  norms(problem.queries, Role::queries, query_rows, query_norms);
+  norms(problem.documents, Role::documents, document_rows, document_norms);
   BackwardParams params{};
   params.problem = problem_params(problem);
-  if (need_queries && problem.queries.count > 0) {
-    Dispatch dispatch =
-        gradient("maxsim_backward_queries", Role::sorted_query_ids, Role::query_order, Role::grad_queries);
-    params.items = problem.queries.count * problem.argmax_width;
-    dispatch.grid[0] = clamp_grid(ceil_div(params.items, kSimdgroups), kMaxGridX);
+  const auto gradient = [&](const char* kernel, Role sorted, Role order, Role out) -> Dispatch& {
+    Dispatch dispatch;
+    dispatch.kernel = kernel;
+    dispatch.bindings = problem_bindings(problem, spare);
+    dispatch.bindings.push_back({kScores, Role::grad_scores});
+    dispatch.bindings.push_back({kArgmax, Role::argmax});
+    dispatch.bindings.push_back({kSortedIds, list ? sorted : spare});
+    dispatch.bindings.push_back({kPairOrder, list ? order : spare});
+    dispatch.bindings.push_back(query_norms);
+    dispatch.bindings.push_back(document_norms);
+    dispatch.bindings.push_back({kGradient, out});
     dispatch.params = params;
     plan.dispatches.push_back(std::move(dispatch));
+    return plan.dispatches.back();
+  };
+  if (need_queries && query_rows > 0) {
+    params.items = problem.queries.count * problem.argmax_width;
+    Dispatch& dispatch =
+        gradient("maxsim_backward_queries", Role::sorted_query_ids, Role::query_order, Role::grad_queries);
+    dispatch.grid[0] = clamp_grid(ceil_div(params.items, kSimdgroups), kMaxGridX);
   }
-  if (need_documents && problem.documents.count > 0) {
-    Dispatch dispatch =
-        gradient("maxsim_backward_documents", Role::sorted_document_ids, Role::document_order, Role::grad_documents);
-    params.slices = std::max<int64_t>(1, ceil_div(typical_length(problem.documents), kGradientTokens));
+  if (need_documents && document_rows > 0) {
     params.items = problem.documents.count;
-    dispatch.grid[0] = clamp_grid(params.slices, kMaxGridX);
+    Dispatch& dispatch =
+        gradient("maxsim_backward_documents", Role::sorted_document_ids, Role::document_order, Role::grad_documents);
+    dispatch.grid[0] = clamp_grid(ceil_div(typical_length(problem.documents), kGradientTokens), kMaxGridX);
     dispatch.grid[1] = clamp_grid(params.items, kMaxGridY);
     dispatch.threadgroup_bytes = kBackwardMemoryBytes;
-    dispatch.params = params;
-    plan.dispatches.push_back(std::move(dispatch));
   }
   return plan;
 }

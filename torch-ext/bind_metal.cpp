@@ -37,12 +37,13 @@ int64_t element_bytes(const Tensor& t) {
 }
 
 RoleBuffer buffer_of(const Tensor& t) {
+  if (t.numel() == 0) return {};  // has no Metal buffer
   int64_t offset = 0, last = 0;
   if (aoti_torch_get_storage_offset(t.get(), &offset)) throw std::runtime_error("a tensor without storage");
   for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
   const int64_t bytes = element_bytes(t);
   const char* start = static_cast<const char*>(t.const_data_ptr()) - offset * bytes;
-  return {const_cast<char*>(start), offset * bytes, t.numel() ? (last + 1) * bytes : 0};
+  return {const_cast<char*>(start), offset * bytes, (last + 1) * bytes};
 }
 
 class Buffers {

@@ -17,6 +17,11 @@ void any_lane(void* const* operands) {
   for (int i = 0; i < kSimdWidth; ++i) lane<bool>(operands, i).result = any;
 }
 
+void shuffle_words(void* const* operands) {
+  const auto at = [&](int i) { return static_cast<Shuffle<uint32_t>*>(operands[i]); };
+  for (int i = 0; i < kSimdWidth; ++i) at(i)->result = at(at(i)->from)->mine;
+}
+
 void sum_before_lane(void* const* operands) {
   uint32_t sum = 0;
   for (int i = 0; i < kSimdWidth; ++i) {

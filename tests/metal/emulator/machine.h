@@ -86,6 +86,13 @@ template <class T>
 struct Lanes {
   T mine, result;
 };
+template <class T>
+struct Shuffle {
+  T mine;
+  int from;
+  T result;
+};
+void shuffle_words(void* const* operands);
 void any_lane(void* const* operands);
 void sum_before_lane(void* const* operands);
 void sum_lanes(void* const* operands);
