@@ -21,8 +21,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_SOURCES := git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' '*.mm'
 
-test: lint build $(VENV)/browser.stamp
+test: lint build $(VENV)/integrations.stamp $(VENV)/pylate.overlay $(VENV)/colpali.overlay $(VENV)/browser.stamp
 	$(BIN)/python -m pytest
+	PYTHONPATH=$(CURDIR)/$(VENV)/pylate $(BIN)/python -m pytest tests/test_integrations_pylate.py tests/test_docs.py
+	PYTHONPATH=$(CURDIR)/$(VENV)/colpali $(BIN)/python -m pytest tests/test_integrations_colpali_engine.py tests/test_docs.py
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -53,6 +55,12 @@ sanitize: $(VENV)/test.stamp
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	MAXSIM_FUZZ_SECONDS=$(FUZZ_SECONDS) \
 	  $(BIN)/python -m pytest tests/test_fuzz.py
+
+# Libraries whose pins contradict the others': over .venv on the path, for the tests that are about them.
+$(VENV)/%.overlay: requirements/overlays/%.txt $(BIN)/python
+	rm -rf $(VENV)/$*
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/$* --requirement $<
+	touch $@
 
 # A browser for the page of maxsim.explain_page; its test is skipped, and says so, where none can be had.
 $(VENV)/browser.stamp: tests/install_browser.sh $(BIN)/python

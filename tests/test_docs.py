@@ -1,21 +1,25 @@
 """What the documentation says, held against the package: every Python snippet runs and prints what its comments say.
-The snippets of a page share their names; a fence marked `python cuda` runs where there is a GPU."""
+The snippets of a page share their names. A fence marked `python cuda` runs where there is a GPU, and one that names a
+library where that library is."""
 
 from __future__ import annotations
 
 import re
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import pytest
 import torch
+import torchvision_ops
 from helpers import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CARD.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCES = {"", "python", "python cuda", "sh", "text", "toml"}
+LIBRARIES = ("colpali_engine", "pylate", "sentence_transformers")
+FENCES = {"", "python", "python cuda", "sh", "text", "toml", *(f"python {library}" for library in LIBRARIES)}
 
 
 class Snippet(NamedTuple):
@@ -78,6 +82,19 @@ def test_snippets_run_and_print_what_they_say(page, repo_id, capsys):
 @pytest.mark.parametrize("page", having("python cuda"), ids=page_id)
 def test_snippets_for_cuda(page, repo_id, capsys):
     run(page, {"python", "python cuda"}, repo_id, capsys)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_snippets_for_libraries(library, repo_id, capsys):
+    """Each where its library is, as `make test` arranges; PyLate comes with an older sentence-transformers."""
+    if find_spec(library) is None or (library == "sentence_transformers" and find_spec("pylate") is not None):
+        pytest.skip(f"{library} is not on the path, or not in the version that the page is about")
+    if library == "colpali_engine":
+        torchvision_ops.declare()
+    pages = having(f"python {library}")
+    assert pages
+    for page in pages:
+        run(page, {"python", f"python {library}"}, repo_id, capsys)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

@@ -1,7 +1,7 @@
 """MaxSim, the late-interaction score of ColBERT and ColPali: sum over query tokens of the best document token.
 Exact, fused, forward and backward, over padded, packed, paired and per-query layouts."""
 
-from . import paths, reference
+from . import integrations, paths, reference
 from .explanation import Explanation, explain, similarity_matrix
 from .explanation_page import explain_page, heat_map
 from .reference import (
@@ -39,6 +39,7 @@ __all__ = [
     "explain",
     "explain_page",
     "heat_map",
+    "integrations",
     "maxsim",
     "maxsim_padded",
     "maxsim_pairs",

