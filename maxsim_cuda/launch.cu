@@ -6,7 +6,9 @@
 #include "backward.cuh"
 #include "check.h"
 #include "fma_forward.cuh"
-#include "sm90_launch.h"
+#include "forward_launch.h"
+#include "mma_select.h"
+#include "sm90_select.h"
 
 namespace maxsim {
 namespace cuda {
@@ -27,34 +29,40 @@ const Device& current_device() {
   Device& device = devices[index & 63];
   if (!device.sms) {
     check(cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, index), "compute capability");
+    check(cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
+          "shared memory of a block");
     check(cudaDeviceGetAttribute(&device.sms, cudaDevAttrMultiProcessorCount, index), "multiprocessor count");
   }
   return device;
 }
 
+Path mma_path() { return mma_arch() < 80 ? Path::sm75 : Path::sm80; }
+
 int64_t available_paths() {
-  int64_t found = int64_t{1} << static_cast<int>(Path::fma);
+  int64_t found = int64_t{1} << static_cast<int>(Path::fma) | int64_t{1} << static_cast<int>(mma_path());
   if (current_device().major == 9) found |= int64_t{1} << static_cast<int>(Path::sm90);
   return found;
 }
 
 Path choose_path(Path path, const Problem& problem) {
-  if (path == Path::choose) return current_device().major == 9 && sm90_takes(problem) ? Path::sm90 : Path::fma;
+  if (path == Path::choose) return current_device().major == 9 && sm90_takes(problem) ? Path::sm90 : mma_path();
   const int number = static_cast<int>(path);
   if (number < 0 || number > 31 || !(available_paths() >> number & 1))
     throw std::runtime_error("path " + std::to_string(number) + " does not run on this GPU");
-  if (path == Path::sm90 && !sm90_takes(problem)) return Path::fma;
+  if (path == Path::sm90 && !sm90_takes(problem)) return mma_path();
   return path;
 }
 
 int64_t forward_workspace(const Problem& problem, Path path) {
-  return choose_path(path, problem) == Path::sm90 ? sm90_workspace(problem) : 0;
+  return choose_path(path, problem) == Path::fma ? 0 : tiled_workspace(problem);
 }
 
-void forward(const Problem& problem, Path path, float* scores, int32_t* argmax, void* workspace, cudaStream_t stream) {
+void forward(const Problem& problem, Path path, bool allow_tf32, float* scores, int32_t* argmax, void* workspace,
+             cudaStream_t stream) {
   if (problem.pairs == 0) return;
-  if (choose_path(path, problem) == Path::sm90) {
-    sm90_launch(problem, scores, argmax, workspace, stream);
+  path = choose_path(path, problem);
+  if (path != Path::fma) {
+    tiled_forward(problem, path, allow_tf32, scores, argmax, workspace, stream);
     return;
   }
   const unsigned blocks = grid(problem.pairs, 8);

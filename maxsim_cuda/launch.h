@@ -11,11 +11,13 @@ namespace maxsim {
 namespace cuda {
 
 // Numbers are part of the ops' schema (`path`).
-enum class Path : int32_t { choose = 0, fma = 16, sm90 = 18 };
+// sm75 and sm80 are one kernel, as it was compiled for the GPU at hand.
+enum class Path : int32_t { choose = 0, fma = 16, sm80 = 17, sm90 = 18, sm75 = 19 };
 
 // Scratch memory a call needs, in bytes; 256-byte aligned.
 int64_t forward_workspace(const Problem& problem, Path path);
-void forward(const Problem& problem, Path path, float* scores, int32_t* argmax, void* workspace, cudaStream_t stream);
+void forward(const Problem& problem, Path path, bool allow_tf32, float* scores, int32_t* argmax, void* workspace,
+             cudaStream_t stream);
 
 // Stable sorts of a pair list's ids, null for other pairings.
 struct SortedPairs {
@@ -31,6 +33,7 @@ void backward(const Problem& problem, const SortedPairs& sorted, const float* gr
 
 struct Device {
   int major = 0, sms = 0;
+  int shared_bytes = 0;  // that a block may have
 };
 // Asked of the driver once for each device.
 const Device& current_device();

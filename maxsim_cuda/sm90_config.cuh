@@ -1,15 +1,14 @@
-// Tile shapes of the Hopper forward, a row each with its reason, and what producer and consumers tell each other.
+// Tile shapes of the Hopper forward, a row each with its reason.
 #pragma once
 
 #include <cuda.h>
 
-#include "device_problem.cuh"
+#include "forward_args.cuh"
 
 namespace maxsim {
 namespace cuda {
 
-constexpr int kBlockTokens = 32;  // query tokens a block: the unit that is stacked on M and summed
-constexpr int kAtom = 64;         // features of a 128-byte swizzled row
+constexpr int kAtom = 64;  // features of a 128-byte swizzled row
 
 // What a block may take of the 227 KB, less the barriers and descriptions that Sm90Shared holds.
 constexpr int kSharedLimit = 221 * 1024;
@@ -44,39 +43,8 @@ using Sm90Middle = Sm90Config<1, 2, 64, kAtoms, 4 * 8192 * kAtoms, 2>;
 template <int kAtoms, int N>
 using Sm90Wide = Sm90Config<2, 2, N, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128>;
 
-struct Sm90Args {
-  Problem problem;
-  float* scores;
-  int32_t* argmax;
-  double* partials;     // sums of blocks: [documents][block_count] (cross) or [pairs][chunks] of this launch
-  int32_t* arrivals;    // blocks done, of each pair of this launch; zero at launch
-  const int2* blocks;   // (query, chunk) of each block of packed queries; blocks[-1].x counts them. Null when padded.
-  int64_t block_count;  // at most
-  int32_t chunks;       // blocks a query can have
-  int64_t first;        // first document (cross) or pair (else) of this launch
-  int64_t count;        // how many
-  bool tma;             // both sides can be described by a tensor map
-};
-
-// What the producer says about a stage. `bits` are the kept columns of a tile that is not full.
-struct alignas(16) StageInfo {
-  // kRelease: the last tile that these queries meet. Consumers must not wait for the next stage before they let the
-  // queries go, because the producer fills that stage only after it has replaced them.
-  static constexpr int kNewQueries = 1, kLast = 2, kFull = 4, kEnd = 8, kInvalid = 16, kAnyToken = 32, kRelease = 64;
-  int32_t flags;
-  int32_t first_token;
-  int64_t target;  // cross: the document; else the pair
-  uint32_t bits[5];
-};
-
-// What the producer says about a block of query rows.
-struct BlockInfo {
-  int64_t query;  // -1: no query here
-  int64_t slot;   // of this block's sum in `partials`, before the document or pair is added
-  int32_t chunk;
-  int32_t chunks;  // blocks this query has
-  uint32_t kept;   // rows that count
-  bool valid;
+struct Sm90Args : ForwardArgs {
+  bool tma;  // both sides can be described by a tensor map
 };
 
 }  // namespace cuda

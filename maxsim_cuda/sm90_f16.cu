@@ -4,7 +4,7 @@
 namespace maxsim {
 namespace cuda {
 
-void sm90_select_f16(const Sm90Args& args, int sms, cudaStream_t stream) { select_dim<__half>(args, sms, stream); }
+void sm90_select_f16(const ForwardArgs& args, cudaStream_t stream) { select_dim<__half>(args, stream); }
 
 }  // namespace cuda
 }  // namespace maxsim

@@ -1,10 +1,12 @@
 // Producer side of the Hopper forward: which tiles a block meets, in which order, and how they get into shared memory.
 #pragma once
 
+#include "blocks.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/wgmma.cuh"
 #include "sm90_config.cuh"
+#include "units.cuh"
 
 namespace maxsim {
 namespace cuda {
@@ -83,76 +85,18 @@ struct Sm90Producer {
   Ring ring{0, 1};
   int query_phase = 1;
 
-  // A document that meets the resident queries, as one lane looked it up ahead of time.
-  struct Unit {
-    Span document;
-    int64_t group = -1;   // query group (cross) or query
-    int64_t target = -1;  // document (cross) or pair
-    int32_t inner = 0, outer = 0;
-    int32_t parts = 1;  // query groups that this unit needs, one after the other
-    bool release = true;
-  };
-
-  __device__ __forceinline__ int64_t block_count() const { return args.blocks ? args.blocks[-1].x : args.block_count; }
-
-  __device__ __forceinline__ int64_t group_of(bool cross, int64_t unit) const {
-    return cross ? quotient(unit, args.count) : pair_ids(args.problem, args.first + unit).query;
-  }
-
-  __device__ __forceinline__ Unit look_up(bool cross, int64_t unit, int64_t next, int64_t to) const {
-    const Problem& problem = args.problem;
-    Unit out;
-    if (unit >= to) return out;
-    out.group = group_of(cross, unit);
-    out.target = args.first + (cross ? unit - out.group * args.count : unit);
-    const int64_t id = cross ? out.target : pair_ids(problem, out.target).document;
-    out.document = span_of(problem.documents, id);
-    if (!problem.documents.packed()) {
-      out.outer = static_cast<int>(quotient(max(id, int64_t{0}), problem.documents.inner));
-      out.inner = static_cast<int>(id - out.outer * problem.documents.inner);
-    }
-    if (!cross) out.parts = max(1, (span_of(problem.queries, out.group).length + C::kRows - 1) / C::kRows);
-    out.release = out.parts > 1 || next >= to || group_of(cross, next) != out.group;
-    return out;
-  }
-
   __device__ __forceinline__ void run() {
-    const bool cross = args.problem.pairing == Pairing::cross;
-    const int64_t groups = cross ? quotient(block_count() + C::kBlocks - 1, C::kBlocks) : 1;
-    const int64_t units = groups * args.count;
-    // One query group: documents are dealt round-robin. Several: a contiguous range each, so that rows stay resident.
-    const bool deal = cross && groups == 1;
-    const int64_t from = deal ? blockIdx.x : quotient(units * blockIdx.x, gridDim.x);
-    const int64_t to = deal ? units : quotient(units * (blockIdx.x + 1), gridDim.x);
-    const int64_t step = deal ? gridDim.x : 1;
     const bool rows_by_hand = !args.tma || args.problem.documents.mask;
+    UnitWalk<C::kBlocks> walk(args, rows_by_hand);
     int64_t resident = -1;
-    for (int64_t base = from; base < to; base += 32 * step) {
-      const int64_t mine = base + lane * step;
-      const Unit ahead = look_up(cross, mine, mine + step, to);
-      const int batch = static_cast<int>(min(int64_t{32}, (to - base + step - 1) / step));
-      for (int u = 0; u < batch; ++u) {
-        Unit unit;
-        unit.document.length = __shfl_sync(~0u, ahead.document.length, u);
-        unit.document.valid = __shfl_sync(~0u, ahead.document.valid, u);
-        unit.document.first_row = __shfl_sync(~0u, ahead.document.first_row, u);
-        if (rows_by_hand) {
-          unit.document.begin = __shfl_sync(~0u, ahead.document.begin, u);
-          unit.document.mask_begin = __shfl_sync(~0u, ahead.document.mask_begin, u);
-        }
-        unit.group = __shfl_sync(~0u, ahead.group, u);
-        unit.target = __shfl_sync(~0u, ahead.target, u);
-        unit.inner = __shfl_sync(~0u, ahead.inner, u);
-        unit.outer = __shfl_sync(~0u, ahead.outer, u);
-        unit.release = __shfl_sync(~0u, ahead.release, u);
-        const int parts = __shfl_sync(~0u, ahead.parts, u);
-        for (int part = 0; part < parts; ++part) {
-          const int64_t key = unit.group << 32 | part;
-          const bool load = key != resident;
-          if (load) load_queries(cross, unit.group, part);
-          resident = key;
-          stream(unit, load);
-        }
+    Unit unit;
+    while (walk.next(unit)) {
+      for (int part = 0; part < unit.parts; ++part) {
+        const int64_t key = unit.group << 32 | part;
+        const bool load = key != resident;
+        if (load) load_queries(walk.cross(), unit.group, part);
+        resident = key;
+        stream(unit, load);
       }
     }
     acquire();
@@ -163,50 +107,19 @@ struct Sm90Producer {
     const Segments& side = args.problem.queries;
     ptx::mbarrier_wait(&shared.queries_empty, query_phase);
     query_phase ^= 1;
-    int64_t row_begin = 0, inner_row = 0;
-    BlockInfo info{-1, 0, 0, 0, 0, true};
-    if (lane < C::kBlocks) {
-      if (!cross) {
-        info.query = group;
-        info.chunk = part * C::kBlocks + lane;
-      } else {
-        const int64_t block = group * C::kBlocks + lane;
-        if (block < block_count()) {
-          info.query = args.blocks ? args.blocks[block].x : quotient(block, args.chunks);
-          info.chunk = args.blocks ? args.blocks[block].y : static_cast<int>(block - info.query * args.chunks);
-        }
-      }
-      info.slot = cross ? group * C::kBlocks + lane : info.chunk;
-      if (info.query >= 0) {
-        const Span span = span_of(side, info.query);
-        info.valid = span.valid && (!args.argmax || span.length <= args.problem.argmax_width);
-        const int length = info.valid ? span.length : 0;
-        info.chunks = max(1, (length + kBlockTokens - 1) / kBlockTokens);
-        if (info.chunk >= info.chunks) {
-          info.query = -1;
-        } else {
-          const int first = info.chunk * kBlockTokens, rows = min(kBlockTokens, length - first);
-          info.kept = rows < 32 ? (1u << max(rows, 0)) - 1 : ~0u;
-          if (side.mask)
-            for (int t = 0; t < rows; ++t)
-              if (!token_kept(side, span, first + t)) info.kept &= ~(1u << t);
-          inner_row = side.packed() ? span.first_row + first : first;
-          row_begin = span.begin + first * side.token_stride;
-        }
-      }
-      if (warp == 0) shared.blocks[lane] = info;
-    }
+    const BlockInfo info = describe_block<C::kBlocks>(args, cross, group, part, lane);
+    if (warp == 0 && lane < C::kBlocks) shared.blocks[lane] = info;
     const unsigned present = __ballot_sync(~0u, lane < C::kBlocks && info.query >= 0 && info.kept);
     __syncwarp();
     if (args.tma && lane == 0)
       ptx::mbarrier_arrive_expect(&shared.queries_full, __popc(present) * kBlockTokens * C::kAtoms * 128);
     __syncwarp();
     if (args.tma) {
-      copy_queries_by_map(present, static_cast<int>(inner_row), side.packed() ? 0 : static_cast<int>(info.query));
+      copy_queries_by_map(present, info.row, side.packed() ? 0 : static_cast<int>(info.query));
       return;
     }
     for (int b = 0; b < C::kBlocks; ++b) {
-      const int64_t begin = __shfl_sync(~0u, row_begin, b);
+      const int64_t begin = __shfl_sync(~0u, info.begin, b);
       const uint32_t kept = __shfl_sync(~0u, info.kept, b);
       for (int i = warp * 32 + lane; kept && i < kBlockTokens * C::kAtoms * 8; i += 128) {
         const int token = i / (C::kAtoms * 8), chunk = i % (C::kAtoms * 8);
@@ -265,41 +178,43 @@ struct Sm90Producer {
     const Segments& side = args.problem.documents;
     const int length = unit.document.length;
     int flags = (new_queries ? StageInfo::kNewQueries : 0) | (unit.document.valid ? 0 : StageInfo::kInvalid);
-    int first = 0;
-    do {
-      // The last tile reaches back over tokens already met, which changes no max and no winner, rather than be partial.
-      const bool last = first + C::N >= length;
-      if (last && length >= C::N && !side.mask) first = length - C::N;
-      const int rows = min(C::N, length - first);
-      if (last) flags |= StageInfo::kLast | (unit.release ? StageInfo::kRelease : 0);
+    for (int from = 0;; from += C::N) {
+      const Tile<C::N> part(from, length, side.mask);
+      if (part.last) flags |= StageInfo::kLast | (unit.release ? StageInfo::kRelease : 0);
       acquire();
-      if (rows == C::N && !side.mask)
+      if (part.rows == C::N && !side.mask)
         flags |= StageInfo::kFull | StageInfo::kAnyToken;
       else
-        flags |= keep_columns(unit.document, first, rows) ? StageInfo::kAnyToken : 0;
+        flags |= keep_columns(unit.document, part.first, part.rows);
       char* tile = tiles + ring.stage * C::kTileBytes;
       if (args.tma)
-        copy_by_map(unit, flags, tile, rows, first);
+        copy_by_map(unit, flags, tile, part.rows, part.first);
       else
-        copy_by_hand(unit, flags, tile, rows, first);
+        copy_by_hand(unit, flags, tile, part.rows, part.first);
       ring.advance<C::kStages>();
+      if (part.last) return;
       flags &= StageInfo::kInvalid;
-      first += C::N;
-    } while (first < length);
+    }
   }
 
-  // Writes the stage's kept columns; says whether there is one.
-  __device__ __forceinline__ bool keep_columns(const Span& document, int first, int rows) {
+  // Writes the stage's kept columns; says whether there is one, and whether there are all.
+  __device__ __forceinline__ int keep_columns(const Span& document, int first, int rows) {
     const Segments& side = args.problem.documents;
-    uint32_t any = 0;
-#pragma unroll 1
-    for (int w = 0; w < 5; ++w) {
+    constexpr int kWords = (C::N + 31) / 32;
+    bool kept[kWords];
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {  // all bytes of the mask are on their way before the first is looked at
       const int column = w * 32 + lane;
-      const uint32_t bits = __ballot_sync(~0u, column < rows && token_kept(side, document, first + column));
-      if (lane == 0 && warp == 0) shared.stages[ring.stage].bits[w] = bits;
-      any |= bits;
+      kept[w] = column < rows && token_kept(side, document, first + column);
     }
-    return any != 0;
+    int count = 0;
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      const uint32_t bits = __ballot_sync(~0u, kept[w]);
+      if (lane == 0 && warp == 0) shared.stages[ring.stage].bits[w] = bits;
+      count += __popc(bits);
+    }
+    return (count ? StageInfo::kAnyToken : 0) | (count == C::N ? StageInfo::kFull : 0);
   }
 
   __device__ __forceinline__ void copy_by_map(const Unit& unit, int flags, char* tile, int rows, int first) {

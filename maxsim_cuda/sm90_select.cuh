@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "check.h"
+#include "launch.h"
 #include "sm90_forward.cuh"
 #include "sm90_select.h"
 
@@ -47,7 +48,7 @@ bool describe(const Segments& side, int box_rows, CUtensorMap* map) {
 }
 
 template <class C, class T, bool kArgmax, bool kNormalize>
-void launch(const Sm90Args& args, int sms, cudaStream_t stream) {
+void launch(const ForwardArgs& args, cudaStream_t stream) {
   const auto kernel = sm90_forward<C, T, kArgmax, kNormalize>;
   static const bool ready = [&] {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
@@ -56,12 +57,12 @@ void launch(const Sm90Args& args, int sms, cudaStream_t stream) {
   }();
   (void)ready;
   CUtensorMap query_map{}, document_map{}, tail_map{};
-  Sm90Args mapped = args;
+  Sm90Args mapped{args};
   mapped.tma = describe(args.problem.queries, 16, &query_map) &&
                describe(args.problem.documents, C::N, &document_map) && describe(args.problem.documents, 8, &tail_map);
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
-  kernel<<<static_cast<unsigned>(std::min<int64_t>(units, int64_t{sms} * C::kPerSm)), C::kThreads, C::kSharedBytes,
+  kernel<<<static_cast<unsigned>(std::min<int64_t>(units, int64_t{current_device().sms} * C::kPerSm)), C::kThreads, C::kSharedBytes,
            stream>>>(mapped, query_map, document_map, tail_map);
   check(cudaGetLastError(), "sm90_forward");
 }
@@ -70,7 +71,7 @@ void launch(const Sm90Args& args, int sms, cudaStream_t stream) {
 int64_t tile_cost(int64_t length, int64_t n) { return ceil_div(std::max<int64_t>(length, 1), n) * (n + 8); }
 
 template <int kAtoms, class T, bool kArgmax, bool kNormalize>
-void launch_shape(const Sm90Args& args, int sms, cudaStream_t stream) {
+void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
   const Segments& queries = args.problem.queries;
   const Segments& documents = args.problem.documents;
   const bool cross = args.problem.pairing == Pairing::cross;
@@ -78,32 +79,32 @@ void launch_shape(const Sm90Args& args, int sms, cudaStream_t stream) {
   const int64_t average =
       queries.packed() ? ceil_div(queries.extent, std::max<int64_t>(queries.count, 1)) : queries.extent;
   const int64_t blocks = cross ? args.block_count : ceil_div(average, kBlockTokens);
-  if (blocks <= 2) return launch<Sm90Lean<kAtoms>, T, kArgmax, kNormalize>(args, sms, stream);
-  if (blocks <= 4) return launch<Sm90Middle<kAtoms>, T, kArgmax, kNormalize>(args, sms, stream);
+  if (blocks <= 2) return launch<Sm90Lean<kAtoms>, T, kArgmax, kNormalize>(args, stream);
+  if (blocks <= 4) return launch<Sm90Middle<kAtoms>, T, kArgmax, kNormalize>(args, stream);
   const int64_t length =
       documents.packed() ? ceil_div(documents.extent, std::max<int64_t>(documents.count, 1)) : documents.extent;
   // Winners and factors take the registers that the widest tile would need.
   if constexpr (!kArgmax && !kNormalize)
     if (tile_cost(length, 152) < std::min(tile_cost(length, 104), tile_cost(length, 128)))
-      return launch<Sm90Wide<kAtoms, 152>, T, kArgmax, kNormalize>(args, sms, stream);
+      return launch<Sm90Wide<kAtoms, 152>, T, kArgmax, kNormalize>(args, stream);
   if (tile_cost(length, 128) <= tile_cost(length, 104))
-    return launch<Sm90Wide<kAtoms, 128>, T, kArgmax, kNormalize>(args, sms, stream);
-  launch<Sm90Wide<kAtoms, 104>, T, kArgmax, kNormalize>(args, sms, stream);
+    return launch<Sm90Wide<kAtoms, 128>, T, kArgmax, kNormalize>(args, stream);
+  launch<Sm90Wide<kAtoms, 104>, T, kArgmax, kNormalize>(args, stream);
 }
 
 template <int kAtoms, class T>
-void launch_form(const Sm90Args& args, int sms, cudaStream_t stream) {
+void launch_form(const ForwardArgs& args, cudaStream_t stream) {
   if (args.argmax)
-    args.problem.normalize ? launch_shape<kAtoms, T, true, true>(args, sms, stream)
-                           : launch_shape<kAtoms, T, true, false>(args, sms, stream);
+    args.problem.normalize ? launch_shape<kAtoms, T, true, true>(args, stream)
+                           : launch_shape<kAtoms, T, true, false>(args, stream);
   else
-    args.problem.normalize ? launch_shape<kAtoms, T, false, true>(args, sms, stream)
-                           : launch_shape<kAtoms, T, false, false>(args, sms, stream);
+    args.problem.normalize ? launch_shape<kAtoms, T, false, true>(args, stream)
+                           : launch_shape<kAtoms, T, false, false>(args, stream);
 }
 
 template <class T>
-void select_dim(const Sm90Args& args, int sms, cudaStream_t stream) {
-  args.problem.queries.dim <= kAtom ? launch_form<1, T>(args, sms, stream) : launch_form<2, T>(args, sms, stream);
+void select_dim(const ForwardArgs& args, cudaStream_t stream) {
+  args.problem.queries.dim <= kAtom ? launch_form<1, T>(args, stream) : launch_form<2, T>(args, stream);
 }
 
 }  // namespace

@@ -3,17 +3,23 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstdint>
+#include "../maxsim_common/problem.h"
 
 namespace maxsim {
 namespace cuda {
 
-struct Sm90Args;
+struct ForwardArgs;
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Both sides fp16 or both bf16, d up to two swizzle atoms: decided by dtype and d alone, so that a pair takes the same
+// path in every layout.
+inline bool sm90_takes(const Problem& problem) {
+  return problem.queries.dtype == problem.documents.dtype && problem.queries.dtype != DType::f32 &&
+         problem.queries.dim <= 128;
+}
 
-void sm90_select_bf16(const Sm90Args& args, int sms, cudaStream_t stream);
-void sm90_select_f16(const Sm90Args& args, int sms, cudaStream_t stream);
+void sm90_select_bf16(const ForwardArgs& args, cudaStream_t stream);
+void sm90_select_f16(const ForwardArgs& args, cudaStream_t stream);
+void sm90_select(const ForwardArgs& args, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace maxsim

@@ -47,13 +47,13 @@ SortedIds sort_ids(const Tensor& ids) {
   return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
 }
 
-void run_forward(const BoundProblem& bound, int64_t path, const Tensor& on, Tensor& scores, Tensor* argmax) {
+void run_forward(const BoundProblem& bound, int64_t path, bool allow_tf32, const Tensor& on, Tensor& scores, Tensor* argmax) {
   const Launch launch(on);
   const auto cuda_path = static_cast<cuda::Path>(path);
   const int64_t bytes = cuda::forward_workspace(bound.problem, cuda_path);
   Tensor workspace;
   if (bytes) workspace = new_tensor(on, &bytes, 1, aoti_torch_dtype_uint8());
-  cuda::forward(bound.problem, cuda_path, static_cast<float*>(scores.mutable_data_ptr()),
+  cuda::forward(bound.problem, cuda_path, allow_tf32, static_cast<float*>(scores.mutable_data_ptr()),
                 argmax ? static_cast<int32_t*>(argmax->mutable_data_ptr()) : nullptr,
                 bytes ? workspace.mutable_data_ptr() : nullptr, launch.stream);
 }
@@ -63,7 +63,7 @@ void run_forward(const BoundProblem& bound, int64_t path, const Tensor& on, Tens
 Tensor forward_cuda(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path, bool allow_tf32) {
   const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, kNoArgmax);
   Tensor scores = new_scores(bound, queries);
-  run_forward(bound, path, queries, scores, nullptr);
+  run_forward(bound, path, allow_tf32, queries, scores, nullptr);
   return scores;
 }
 
@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor> forward_argmax_cuda(MAXSIM_PROBLEM_PARAMETERS, bool n
                                                int64_t path, bool allow_tf32, int64_t argmax_width, int64_t /*backward_mode*/) {
   const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, argmax_width);
   Tensor scores = new_scores(bound, queries), argmax = new_argmax(bound, queries);
-  run_forward(bound, path, queries, scores, &argmax);
+  run_forward(bound, path, allow_tf32, queries, scores, &argmax);
   return {scores, argmax};
 }
 

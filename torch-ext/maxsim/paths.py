@@ -17,7 +17,9 @@ _NUMBERS = {
     "avx512_bf16": 4,
     "neon": 5,
     "sm_fma": 16,
+    "sm80": 17,
     "sm90": 18,
+    "sm75": 19,
     "metal": 24,
 }
 _NAMES = {number: name for name, number in _NUMBERS.items()}

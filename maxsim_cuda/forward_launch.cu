@@ -1,10 +1,11 @@
-// Host side of the Hopper forward: the problem cut into launches that stay within the scratch memory.
-#include "sm90_launch.h"
+// Host side of the tiled forwards: the problem cut into launches that stay within the scratch memory.
+#include "forward_launch.h"
 
 #include <algorithm>
 
 #include "check.h"
-#include "sm90_config.cuh"
+#include "forward_args.cuh"
+#include "mma_select.h"
 #include "sm90_select.h"
 
 namespace maxsim {
@@ -13,7 +14,9 @@ namespace {
 
 constexpr int64_t kScratchBytes = 1 << 20;
 
-// (query, chunk) of each block of packed queries, in token order, behind one entry that counts them.
+// (query, chunk) of each block of packed queries, in token order, behind one entry that counts them. Offsets that run
+// backwards can name more blocks than there is room for: from the first query that does not fit on, each gets one block
+// at the table's end, of chunk -1, which makes its scores NaN.
 __global__ void __launch_bounds__(1024)
     list_blocks(const __grid_constant__ Segments queries, int2* out, int64_t block_count) {
   __shared__ int64_t warp_sums[32];
@@ -37,8 +40,13 @@ __global__ void __launch_bounds__(1024)
       if (w < warp) place += warp_sums[w];
       all += warp_sums[w];
     }
-    for (int64_t c = 0; c < chunks && place + c < block_count; ++c)
-      out[1 + place + c] = make_int2(static_cast<int>(query), static_cast<int>(c));
+    const int64_t reserved = block_count - queries.count + query;  // each query behind this one needs a place too
+    if (query < queries.count && place + chunks <= reserved + 1) {
+      for (int64_t c = 0; c < chunks; ++c) out[1 + place + c] = make_int2(static_cast<int>(query), static_cast<int>(c));
+    } else if (query < queries.count) {
+      for (int64_t gap = place; gap < reserved; ++gap) out[1 + gap] = make_int2(-1, 0);
+      out[1 + reserved] = make_int2(static_cast<int>(query), -1);
+    }
     __syncthreads();
     if (threadIdx.x == 0) base += all;
     __syncthreads();
@@ -74,25 +82,21 @@ Layout lay_out(const Problem& problem) {
 
 }  // namespace
 
-bool sm90_takes(const Problem& problem) {
-  return problem.queries.dtype == problem.documents.dtype && problem.queries.dtype != DType::f32 &&
-         problem.queries.dim <= 2 * kAtom;
-}
-
-int64_t sm90_workspace(const Problem& problem) {
+int64_t tiled_workspace(const Problem& problem) {
   const Layout layout = lay_out(problem);
   return layout.table_bytes + layout.per_launch * layout.per_item;
 }
 
-void sm90_launch(const Problem& problem, float* scores, int32_t* argmax, void* workspace, cudaStream_t stream) {
+void tiled_forward(const Problem& problem, Path path, bool allow_tf32, float* scores, int32_t* argmax, void* workspace,
+                   cudaStream_t stream) {
   const Layout layout = lay_out(problem);
-  const int sms = current_device().sms;
-  Sm90Args args{};
+  ForwardArgs args{};
   args.problem = problem;
   args.scores = scores;
   args.argmax = argmax;
   args.block_count = layout.block_count;
   args.chunks = static_cast<int32_t>(layout.chunks);
+  args.allow_tf32 = allow_tf32;
   char* scratch = static_cast<char*>(workspace);
   if (layout.table_bytes) {
     list_blocks<<<1, 1024, 0, stream>>>(problem.queries, reinterpret_cast<int2*>(scratch), layout.block_count);
@@ -108,7 +112,7 @@ void sm90_launch(const Problem& problem, float* scores, int32_t* argmax, void* w
       args.arrivals = reinterpret_cast<int32_t*>(args.partials + partials);
       check(cudaMemsetAsync(args.arrivals, 0, arrivals * sizeof(int32_t), stream), "cudaMemsetAsync");
     }
-    problem.queries.dtype == DType::bf16 ? sm90_select_bf16(args, sms, stream) : sm90_select_f16(args, sms, stream);
+    path == Path::sm90 ? sm90_select(args, stream) : mma_select(args, stream);
   }
 }
 

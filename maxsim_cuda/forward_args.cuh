@@ -1,0 +1,50 @@
+// What every tiled forward is told: the problem, where its results go, and the scratch memory of this launch.
+#pragma once
+
+#include "device_problem.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+constexpr int kBlockTokens = 32;  // query tokens a block: the unit that is stacked into rows and summed
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct ForwardArgs {
+  Problem problem;
+  float* scores;
+  int32_t* argmax;
+  double* partials;     // sums of blocks: [documents][block_count] (cross) or [pairs][chunks] of this launch
+  int32_t* arrivals;    // blocks done, of each pair of this launch; zero at launch
+  const int2* blocks;   // (query, chunk) of each block of packed queries; blocks[-1].x counts them. Null when padded.
+  int64_t block_count;  // at most
+  int32_t chunks;       // blocks a query can have
+  int64_t first;        // first document (cross) or pair (else) of this launch
+  int64_t count;        // how many
+  bool allow_tf32;      // fp32 operands may lose all but 11 bits of mantissa
+};
+
+// What a loader says about a stage of the ring. `bits` are the kept columns of a tile that is not full.
+struct alignas(16) StageInfo {
+  // kRelease: the last tile that these queries meet.
+  static constexpr int kNewQueries = 1, kLast = 2, kFull = 4, kEnd = 8, kInvalid = 16, kAnyToken = 32, kRelease = 64;
+  int32_t flags;
+  int32_t first_token;
+  int64_t target;  // cross: the document; else the pair
+  uint32_t bits[5];
+};
+
+// A block of query rows.
+struct BlockInfo {
+  int64_t query = -1;  // -1: no query here
+  int64_t slot = 0;    // of this block's sum in `partials`, before the document or pair is added
+  int64_t begin = 0;   // element offset of its first row
+  int32_t row = 0;     // its first row, in its query or in the packed view
+  int32_t chunk = 0;
+  int32_t chunks = 0;  // blocks this query has
+  uint32_t kept = 0;   // rows that count
+  bool valid = true;
+};
+
+}  // namespace cuda
+}  // namespace maxsim

@@ -1,0 +1,50 @@
+// Tile shapes of the forward on mma.sync, a row each with its reason.
+#pragma once
+
+#include "forward_args.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+constexpr int kChunk = 64;  // features a step: a 128-byte row of 16-bit operands
+
+// Four warps, kWarpsM x kWarpsN of them, each holding kTilesM x 16 query rows against kTilesN x 8 document tokens.
+// kSplit: operands are pairs of fp16 whose sum is the input, so a row takes 256 bytes. kStream: queries come through
+// the ring beside each tile, for d above two chunks and for pair lists, where every unit brings another query;
+// otherwise they stay in shared memory.
+template <bool kSplit_, bool kStream_, int kWarpsM_, int kTilesM_, int kWarpsN_, int kTilesN_>
+struct MmaConfig {
+  static constexpr bool kSplit = kSplit_, kStream = kStream_;
+  static constexpr int kWarpsM = kWarpsM_, kTilesM = kTilesM_, kWarpsN = kWarpsN_, kTilesN = kTilesN_;
+  static constexpr int kStages = 3;  // two where that is all that fits
+  static constexpr int kThreads = 128;
+  static constexpr int kRows = kWarpsM * kTilesM * 16, kBlocks = kRows / kBlockTokens;
+  static constexpr int N = kWarpsN * kTilesN * 8;
+  static constexpr int kPitch = kSplit ? 256 : 128;
+  static constexpr int kResidentChunks = kStream ? 0 : 2;
+  static constexpr int kTileBytes = N * kPitch, kRowBytes = kRows * kPitch;
+  static constexpr int kStageBytes = kTileBytes + (kStream ? kRowBytes : 0);
+  static constexpr int shared_bytes(int stages) { return kResidentChunks * kRowBytes + stages * kStageBytes; }
+  static_assert(kWarpsM * kWarpsN == 4 && kBlocks <= 4, "a warp sums a block");
+  static_assert(kTilesN % 2 == 0, "ldmatrix fetches two tiles of 8 tokens");
+  static_assert(N <= 160, "five words of kept bits");
+};
+
+// One short query. The tile is as wide as it is so that reading the queries again for each costs little.
+template <bool kStream>
+using MmaLean = MmaConfig<false, kStream, 1, 2, 4, 4>;
+// Up to 64 query tokens for each document token: still bound by memory, so no row idles.
+using MmaMiddle = MmaConfig<false, false, 1, 4, 4, 4>;
+// Products decide: 64 x 64 a warp reads 64 bytes of shared memory a clock, half of what there is. Two blocks an SM.
+using MmaWide = MmaConfig<false, false, 2, 4, 2, 8>;
+// The same with queries in the ring; 96 tokens, so that three stages fit 99 KB.
+using MmaWideStream = MmaConfig<false, true, 2, 4, 2, 6>;
+// Split operands are twice the bytes and three products.
+template <bool kStream>
+using MmaSplitLean = MmaConfig<true, kStream, 1, 2, 4, 2>;
+// A warp keeps its products twice, of the chunk and of all chunks: 32 x 32 tokens fit the registers of two blocks an SM.
+template <bool kStream>
+using MmaSplitWide = MmaConfig<true, kStream, 2, 2, 2, 4>;
+
+}  // namespace cuda
+}  // namespace maxsim

@@ -1,0 +1,270 @@
+// Forward on mma.sync, for every dtype, any d and GPUs from 7.5 on: four warps keep a ring of tiles full with cp.async,
+// multiply them with query rows and keep the row maxima in registers. No score tile is ever written.
+#pragma once
+
+#include "mma_prepare.cuh"
+#include "ptx/mma.cuh"
+#include "row_max.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+template <class C, class T, bool kArgmax>
+struct MmaConsumer {
+  const ForwardArgs& args;
+  MmaShared<C>& shared;
+  const char* queries;
+  const char* ring;
+  int warp, lane, warp_m, warp_n, chunks;
+  float products[C::kTilesM][C::kTilesN * 4];
+  float totals[C::kSplit ? C::kTilesM : 1][C::kTilesN * 4];  // products of all chunks so far, in the inputs' units
+  RowState<kArgmax> rows[C::kTilesM];
+  bool any_token, exotic;
+
+  __device__ __forceinline__ MmaConsumer(const ForwardArgs& args_, MmaShared<C>& shared_, const char* memory,
+                                         int chunks_)
+      : args(args_),
+        shared(shared_),
+        queries(memory),
+        ring(memory + C::kResidentChunks * C::kRowBytes),
+        warp(threadIdx.x / 32),
+        lane(threadIdx.x % 32),
+        warp_m(warp / C::kWarpsN),
+        warp_n(warp % C::kWarpsN),
+        chunks(chunks_),
+        any_token(false),
+        exotic(false) {
+    reset_rows();
+  }
+
+  __device__ __forceinline__ void reset_rows() {
+#pragma unroll
+    for (int m = 0; m < C::kTilesM; ++m) rows[m].reset();
+  }
+
+  __device__ __forceinline__ int row_of(int m, int half) const {
+    return warp_m * C::kTilesM * 16 + m * 16 + half * 8 + lane / 4;
+  }
+  __device__ __forceinline__ int column0() const { return warp_n * C::kTilesN * 8 + lane % 4 * 2; }
+
+  template <int kCount>
+  __device__ __forceinline__ static void clear(float (&c)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) c[i] = 0.f;
+  }
+
+  // Features 16 k on of this warp's rows and columns; `plane` is 128 for the low parts of split operands.
+  __device__ __forceinline__ void fetch_queries(uint32_t (&a)[C::kTilesM][4], const char* from, int k, int plane) {
+#pragma unroll
+    for (int m = 0; m < C::kTilesM; ++m) {
+      const int row = warp_m * C::kTilesM * 16 + m * 16 + lane % 16;
+      ptx::ldmatrix(a[m], from + swizzled_chunk<C>(row, 2 * k + lane / 16) + plane);
+    }
+  }
+  __device__ __forceinline__ void fetch_tokens(uint32_t (&b)[C::kTilesN][2], const char* from, int k, int plane) {
+#pragma unroll
+    for (int n = 0; n < C::kTilesN; n += 2) {
+      const int row = warp_n * C::kTilesN * 8 + n * 8 + lane / 16 * 8 + lane % 8;
+      uint32_t two[4];
+      ptx::ldmatrix(two, from + swizzled_chunk<C>(row, 2 * k + lane / 8 % 2) + plane);
+      b[n][0] = two[0], b[n][1] = two[1], b[n + 1][0] = two[2], b[n + 1][1] = two[3];
+    }
+  }
+  __device__ __forceinline__ void multiply(const uint32_t (&a)[C::kTilesM][4], const uint32_t (&b)[C::kTilesN][2]) {
+#pragma unroll
+    for (int m = 0; m < C::kTilesM; ++m)
+#pragma unroll
+      for (int n = 0; n < C::kTilesN; ++n)
+        ptx::mma<T>(reinterpret_cast<float (&)[4]>(products[m][4 * n]), a[m], b[n]);
+  }
+
+  __device__ __forceinline__ void multiply_chunk(int stage, int chunk) {
+    const char* tokens = ring + stage * C::kStageBytes;
+    const char* from = C::kStream ? tokens + C::kTileBytes : queries + chunk * C::kRowBytes;
+    if (C::kSplit || chunk == 0)
+#pragma unroll
+      for (int m = 0; m < C::kTilesM; ++m) clear(products[m]);
+#pragma unroll 1
+    for (int k = 0; k < kChunk / 16; ++k) {
+      uint32_t a[C::kTilesM][4], b[C::kTilesN][2];
+      fetch_queries(a, from, k, 0);
+      fetch_tokens(b, tokens, k, 0);
+      multiply(a, b);
+      if (C::kSplit && !args.allow_tf32) {
+        uint32_t low[C::kTilesN][2];
+        fetch_tokens(low, tokens, k, 128);
+        multiply(a, low);
+        fetch_queries(a, from, k, 128);
+        multiply(a, b);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void add_chunk(int stage, int chunk) {
+    const float* units = shared.row_unit[C::kStream ? stage : chunk];
+    if (chunk == 0) exotic = !C::kStream && shared.exotic_queries;
+    exotic |= shared.stages[stage].exotic != 0;
+#pragma unroll
+    for (int m = 0; m < C::kTilesM; ++m) {
+      if (chunk == 0) clear(totals[m]);
+      const float unit[2] = {units[row_of(m, 0)], units[row_of(m, 1)]};
+#pragma unroll
+      for (int n = 0; n < C::kTilesN; ++n) {
+        const float2 token = *reinterpret_cast<const float2*>(&shared.token_unit[stage][column0() + 8 * n]);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          float& total = totals[m][4 * n + e];
+          total = fmaf(products[m][4 * n + e], unit[e / 2] * (e % 2 ? token.y : token.x), total);
+        }
+      }
+    }
+  }
+
+  // Products that touch an exotic row came out as NaN: they are made again, feature by feature.
+  __device__ __noinline__ float exact_product(const BlockInfo& owner, int token, int64_t document) const {
+    const Segments& q = args.problem.queries;
+    const Segments& d = args.problem.documents;
+    const int64_t from = owner.begin + token * q.token_stride;
+    float sum = 0.f;
+    for (int64_t k = 0; k < q.dim; ++k)
+      sum = fmaf(load_element(q, from + k * q.feature_stride), load_element(d, document + k * d.feature_stride), sum);
+    return sum;
+  }
+  __device__ __forceinline__ void mend_exotic(int stage) {
+    const MmaStage& info = shared.stages[stage];
+    const bool full = info.flags & StageInfo::kFull;
+#pragma unroll
+    for (int m = 0; m < C::kTilesM; ++m)
+#pragma unroll
+      for (int i = 0; i < C::kTilesN * 4; ++i) {
+        if (totals[m][i] == totals[m][i]) continue;
+        const int row = row_of(m, i / 2 % 2), column = column0() + i / 4 * 8 + i % 2;
+        const BlockInfo& owner = shared.blocks[C::kStream ? stage : 0][row / kBlockTokens];
+        const bool kept = full || (info.bits[column / 32] >> column % 32 & 1);
+        if (kept && (owner.kept >> row % kBlockTokens & 1))
+          totals[m][i] = exact_product(owner, row % kBlockTokens,
+                                       info.begin + (info.first_token + column) * args.problem.documents.token_stride);
+      }
+  }
+
+  template <bool kScaled>
+  __device__ __forceinline__ void take_maxima(int stage) {
+    const MmaStage& info = shared.stages[stage];
+    const ColumnScale<kScaled> scale{shared.token_scale[stage]};
+#pragma unroll
+    for (int m = 0; m < C::kTilesM; ++m)
+      take_products(C::kSplit ? totals[m] : products[m], rows[m], info.first_token, column0(),
+                    info.flags & StageInfo::kFull, info.bits, scale);
+  }
+
+  __device__ __forceinline__ void consume(int stage) {
+    const MmaStage& info = shared.stages[stage];
+    multiply_chunk(stage, info.chunk);
+    if (C::kSplit) add_chunk(stage, info.chunk);
+    if (info.chunk + 1 < chunks) return;
+    if (C::kSplit && exotic) mend_exotic(stage);
+    args.problem.normalize ? take_maxima<true>(stage) : take_maxima<false>(stage);
+    any_token |= (info.flags & StageInfo::kAnyToken) != 0;
+    if (!(info.flags & StageInfo::kLast)) return;
+    finish(stage, info);
+    any_token = false;
+    reset_rows();
+  }
+
+  // Rows meet their other columns in shared memory; then each block's warp sums it.
+  __device__ __forceinline__ void finish(int stage, const MmaStage& info) {
+#pragma unroll
+    for (int m = 0; m < C::kTilesM; ++m) {
+      rows[m].reduce();
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        if (lane % 4 == 0) {
+          shared.best[warp_n][row_of(m, half)] = rows[m].best[half];
+          if (kArgmax) shared.winner[warp_n][row_of(m, half)] = rows[m].winner[half];
+        }
+    }
+    __syncthreads();
+    if (warp >= C::kBlocks) return;
+    const BlockInfo& owner = shared.blocks[C::kStream ? stage : 0][warp];
+    if (owner.query < 0) return;
+    const int row = warp * kBlockTokens + lane;
+    RowState<kArgmax> best;
+    best.reset();
+#pragma unroll
+    for (int w = 0; w < C::kWarpsN; ++w) best.take(0, shared.best[w][row], kArgmax ? shared.winner[w][row] : 0);
+    const bool counts = owner.kept >> lane & 1;
+    const int64_t pair = pair_of(args, owner, info.target);
+    const bool valid = !(info.flags & StageInfo::kInvalid) && owner.valid;
+    if (kArgmax) write_winner(args, owner, pair, lane, counts && any_token && valid ? best.winner[0] : -1);
+    const float scale = args.problem.normalize ? shared.row_scale[C::kStream ? stage : 0][row] : 1.f;
+    const double sum = sum_lanes<1>(counts ? static_cast<double>(best.best[0] * scale) : 0.);
+    write_sum(args, owner, info.target, pair, lane, sum, valid, any_token);
+  }
+};
+
+template <class C, class T, bool kArgmax>
+__global__ void __launch_bounds__(C::kThreads) mma_forward(const __grid_constant__ ForwardArgs args, int stages) {
+  extern __shared__ __align__(128) char memory[];
+  __shared__ MmaShared<C> shared;
+  const Problem& problem = args.problem;
+  const int chunks = static_cast<int>((problem.queries.dim + kChunk - 1) / kChunk);
+  const bool prepare = C::kSplit || problem.normalize;
+  MmaLoader<C> loader(args, shared, memory, chunks);
+  MmaConsumer<C, T, kArgmax> consumer(args, shared, memory, chunks);
+  bool more = loader.first();
+  int in_flight = 0, head = 0, tail = 0;  // stages loaded, the next one to load, the next one to multiply
+  const auto wait_for_queries = [&] {
+    loader.load_resident();
+    ptx::copy_commit();
+    ptx::copy_wait<0>();
+    __syncthreads();
+    if (prepare) {
+      if (threadIdx.x == 0) shared.exotic_queries = 0;
+      __syncthreads();
+      bool exotic = false;
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        exotic |= prepare_rows<C, T>(memory + chunk * C::kRowBytes, C::kRows, problem, problem.queries.dtype,
+                                     chunk ? shared.row_scale[0] : nullptr, shared.row_unit[C::kStream ? 0 : chunk],
+                                     shared.row_scale[0], chunk + 1 == chunks);
+        __syncthreads();
+      }
+      if (exotic) shared.exotic_queries = 1;
+    }
+    loader.step.new_queries = false;
+  };
+  while (in_flight > 0 || more) {
+    const bool reload = !C::kStream && more && loader.step.new_queries;  // waits until nothing reads the old ones
+    const bool loads = more && (!reload || in_flight == 0), fills = loads && in_flight < stages - 1;
+    if (!fills) in_flight == 2 ? ptx::copy_wait<1>() : ptx::copy_wait<0>();
+    __syncthreads();  // the next stage has arrived, and nobody reads the one before any more
+    if (reload && loads) wait_for_queries();
+    if (loads) {
+      loader.load(head);
+      ptx::copy_commit();
+      head = head + 1 == stages ? 0 : head + 1;
+      ++in_flight;
+      more = loader.next();
+    }
+    if (fills) continue;
+    if (prepare) {
+      const int chunk = shared.stages[tail].chunk, before = (tail == 0 ? stages : tail) - 1;
+      const bool last = chunk + 1 == chunks;
+      char* tile = memory + C::kResidentChunks * C::kRowBytes + tail * C::kStageBytes;
+      bool exotic = prepare_rows<C, T>(tile, C::N, problem, problem.documents.dtype,
+                                       chunk ? shared.token_scale[before] : nullptr, shared.token_unit[tail],
+                                       shared.token_scale[tail], last);
+      if (C::kStream)
+        exotic |= prepare_rows<C, T>(tile + C::kTileBytes, C::kRows, problem, problem.queries.dtype,
+                                     chunk ? shared.row_scale[before] : nullptr, shared.row_unit[tail],
+                                     shared.row_scale[tail], last);
+      if (exotic) shared.stages[tail].exotic = 1;
+      __syncthreads();
+    }
+    consumer.consume(tail);
+    tail = tail + 1 == stages ? 0 : tail + 1;
+    --in_flight;
+  }
+}
+
+}  // namespace cuda
+}  // namespace maxsim

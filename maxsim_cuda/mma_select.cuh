@@ -1,0 +1,76 @@
+// The choice of a tile shape for mma.sync: included once for each kind of operand.
+#pragma once
+
+#include <algorithm>
+
+#include "check.h"
+#include "launch.h"
+#include "mma_forward.cuh"
+#include "mma_select.h"
+
+namespace maxsim {
+namespace cuda {
+namespace {
+
+// Stages that fit what a block may have: three, two, or none.
+template <class C>
+int stages_that_fit() {
+  for (int stages = C::kStages; stages >= 2; --stages)
+    if (C::shared_bytes(stages) + static_cast<int>(sizeof(MmaShared<C>)) <= current_device().shared_bytes)
+      return stages;
+  return 0;
+}
+
+template <class C, class T, bool kArgmax>
+void launch(const ForwardArgs& args, cudaStream_t stream) {
+  const auto kernel = mma_forward<C, T, kArgmax>;
+  const int stages = stages_that_fit<C>(), bytes = C::shared_bytes(stages);
+  static const int per_sm = [&] {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+          "shared memory of mma_forward");
+    int blocks = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, C::kThreads, bytes), "mma_forward");
+    return std::max(1, blocks);
+  }();
+  const bool cross = args.problem.pairing == Pairing::cross;
+  const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
+  kernel<<<static_cast<unsigned>(std::min<int64_t>(units, int64_t{current_device().sms} * per_sm)), C::kThreads, bytes,
+           stream>>>(args, stages);
+  check(cudaGetLastError(), "mma_forward");
+}
+
+// The first of the tile shapes that fits.
+template <class T, class C, class... Narrower>
+void launch_form(const ForwardArgs& args, cudaStream_t stream) {
+  if constexpr (sizeof...(Narrower) > 0)
+    if (!stages_that_fit<C>()) return launch_form<T, Narrower...>(args, stream);
+  args.argmax ? launch<C, T, true>(args, stream) : launch<C, T, false>(args, stream);
+}
+
+// Query tokens that meet one document: all of a cross product, else those of an average query.
+int64_t rows_of(const ForwardArgs& args) {
+  const Segments& queries = args.problem.queries;
+  if (args.problem.pairing == Pairing::cross) return args.block_count * kBlockTokens;
+  return queries.packed() ? ceil_div(queries.extent, std::max<int64_t>(queries.count, 1)) : queries.extent;
+}
+
+bool streams(const ForwardArgs& args) {
+  return args.problem.queries.dim > 2 * kChunk || args.problem.pairing == Pairing::list;
+}
+
+// Operands that are multiplied as they are.
+template <class T>
+void select_plain(const ForwardArgs& args, cudaStream_t stream) {
+  const int64_t rows = rows_of(args);
+  if (streams(args)) {
+    if (rows <= MmaLean<true>::kRows) return launch_form<T, MmaLean<true>>(args, stream);
+    return launch_form<T, MmaWideStream, MmaLean<true>>(args, stream);
+  }
+  if (rows <= MmaLean<false>::kRows) return launch_form<T, MmaLean<false>>(args, stream);
+  if (rows <= MmaMiddle::kRows) return launch_form<T, MmaMiddle>(args, stream);
+  launch_form<T, MmaWide, MmaMiddle>(args, stream);
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace maxsim

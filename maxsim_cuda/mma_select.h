@@ -1,0 +1,21 @@
+// Tile shape and instantiation of the forward on mma.sync, one file for each kind of operand so that they compile side
+// by side.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+namespace maxsim {
+namespace cuda {
+
+struct ForwardArgs;
+
+// The architecture that this GPU's code was compiled for, 75 or above: PTX may run on a newer GPU than it is meant for.
+int mma_arch();
+
+void mma_select_bf16(const ForwardArgs& args, cudaStream_t stream);
+void mma_select_f16(const ForwardArgs& args, cudaStream_t stream);
+void mma_select_split(const ForwardArgs& args, cudaStream_t stream);
+void mma_select(const ForwardArgs& args, cudaStream_t stream);
+
+}  // namespace cuda
+}  // namespace maxsim

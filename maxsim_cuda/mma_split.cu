@@ -1,0 +1,34 @@
+// The forward on mma.sync for everything else, each operand a pair of fp16; and which operands a problem takes.
+#include "mma_select.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+int mma_arch() {
+  static const int arch = [] {
+    cudaFuncAttributes attributes;
+    check(cudaFuncGetAttributes(&attributes, mma_forward<MmaSplitLean<false>, __half, false>), "mma_forward");
+    return attributes.ptxVersion;
+  }();
+  return arch;
+}
+
+void mma_select_split(const ForwardArgs& args, cudaStream_t stream) {
+  const bool lean = rows_of(args) <= MmaSplitLean<false>::kRows;
+  if (streams(args)) {
+    if (lean) return launch_form<__half, MmaSplitLean<true>>(args, stream);
+    return launch_form<__half, MmaSplitWide<true>, MmaSplitLean<true>>(args, stream);
+  }
+  if (lean) return launch_form<__half, MmaSplitLean<false>>(args, stream);
+  launch_form<__half, MmaSplitWide<false>, MmaSplitLean<false>>(args, stream);
+}
+
+void mma_select(const ForwardArgs& args, cudaStream_t stream) {
+  const DType query = args.problem.queries.dtype, document = args.problem.documents.dtype;
+  if (query == document && query == DType::f16) return mma_select_f16(args, stream);
+  if (query == document && query == DType::bf16 && mma_arch() >= 80) return mma_select_bf16(args, stream);
+  mma_select_split(args, stream);
+}
+
+}  // namespace cuda
+}  // namespace maxsim

@@ -1,0 +1,44 @@
+// Copies from global to shared memory that do not hold up the thread, where the GPU has them (8.0 and newer).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace maxsim {
+namespace ptx {
+
+// 16 bytes, of which the last 16 - `bytes` become zeros unread. Both addresses are multiples of 16.
+__device__ __forceinline__ void copy_16(void* shared, const void* global, int bytes) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(global), "r"(bytes)
+               : "memory");
+#else
+  uint4 value = make_uint4(0, 0, 0, 0);
+  if (bytes == 16) {
+    value = *static_cast<const uint4*>(global);
+  } else {
+    for (int i = 0; i < bytes / 2; ++i)
+      reinterpret_cast<uint16_t*>(&value)[i] = static_cast<const uint16_t*>(global)[i];
+  }
+  *static_cast<uint4*>(shared) = value;
+#endif
+}
+
+__device__ __forceinline__ void copy_commit() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+template <int kPending>
+__device__ __forceinline__ void copy_wait() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
+}  // namespace ptx
+}  // namespace maxsim

@@ -1,0 +1,111 @@
+// The work of a thread block: which documents meet which queries, and in which order.
+#pragma once
+
+#include "forward_args.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+// A document that meets resident queries.
+struct Unit {
+  Span document;
+  int64_t group = -1;   // query group (cross) or query
+  int64_t target = -1;  // document (cross) or pair
+  int32_t inner = 0, outer = 0;
+  int32_t parts = 1;    // query groups that this unit needs, one after the other
+  bool release = true;  // the next unit meets other queries
+};
+
+__device__ __forceinline__ int64_t block_count(const ForwardArgs& args) {
+  return args.blocks ? args.blocks[-1].x : args.block_count;
+}
+
+// Walks over the units of this thread block, for groups of kBlocks query blocks. Run by whole warps: each lane looks up
+// one of the next 32 units ahead of time, because offsets and ids come from memory and 64-bit divisions are slow.
+template <int kBlocks>
+class UnitWalk {
+ public:
+  __device__ __forceinline__ UnitWalk(const ForwardArgs& args, bool needs_begin)
+      : args_(args), cross_(args.problem.pairing == Pairing::cross), needs_begin_(needs_begin) {
+    const int64_t groups = cross_ ? quotient(block_count(args) + kBlocks - 1, kBlocks) : 1;
+    const int64_t units = groups * args.count;
+    // One query group: documents are dealt round-robin. Several: a contiguous range each, so that rows stay resident.
+    const bool deal = cross_ && groups == 1;
+    base_ = deal ? blockIdx.x : quotient(units * blockIdx.x, gridDim.x);
+    to_ = deal ? units : quotient(units * (blockIdx.x + 1), gridDim.x);
+    step_ = deal ? gridDim.x : 1;
+  }
+
+  __device__ __forceinline__ bool cross() const { return cross_; }
+
+  __device__ __forceinline__ bool next(Unit& unit) {
+    if (at_ == batch_) {
+      if (base_ >= to_) return false;
+      const int64_t mine = base_ + threadIdx.x % 32 * step_;
+      ahead_ = look_up(mine, mine + step_);
+      at_ = 0;
+      batch_ = static_cast<int>(min(int64_t{32}, (to_ - base_ + step_ - 1) / step_));
+      base_ += 32 * step_;
+    }
+    const int from = at_++;
+    unit.document.length = __shfl_sync(~0u, ahead_.document.length, from);
+    unit.document.valid = __shfl_sync(~0u, ahead_.document.valid, from);
+    unit.document.first_row = __shfl_sync(~0u, ahead_.document.first_row, from);
+    if (needs_begin_) {
+      unit.document.begin = __shfl_sync(~0u, ahead_.document.begin, from);
+      unit.document.mask_begin = __shfl_sync(~0u, ahead_.document.mask_begin, from);
+    }
+    unit.group = __shfl_sync(~0u, ahead_.group, from);
+    unit.target = __shfl_sync(~0u, ahead_.target, from);
+    unit.inner = __shfl_sync(~0u, ahead_.inner, from);
+    unit.outer = __shfl_sync(~0u, ahead_.outer, from);
+    unit.parts = __shfl_sync(~0u, ahead_.parts, from);
+    unit.release = __shfl_sync(~0u, ahead_.release, from);
+    return true;
+  }
+
+ private:
+  __device__ __forceinline__ int64_t group_of(int64_t unit) const {
+    return cross_ ? quotient(unit, args_.count) : pair_ids(args_.problem, args_.first + unit).query;
+  }
+
+  __device__ __forceinline__ Unit look_up(int64_t unit, int64_t next) const {
+    const Problem& problem = args_.problem;
+    Unit out;
+    if (unit >= to_) return out;
+    out.group = group_of(unit);
+    out.target = args_.first + (cross_ ? unit - out.group * args_.count : unit);
+    const int64_t id = cross_ ? out.target : pair_ids(problem, out.target).document;
+    out.document = span_of(problem.documents, id);
+    if (!problem.documents.packed()) {
+      out.outer = static_cast<int>(quotient(max(id, int64_t{0}), problem.documents.inner));
+      out.inner = static_cast<int>(id - out.outer * problem.documents.inner);
+    }
+    constexpr int kRows = kBlocks * kBlockTokens;
+    if (!cross_) out.parts = max(1, (span_of(problem.queries, out.group).length + kRows - 1) / kRows);
+    out.release = out.parts > 1 || next >= to_ || group_of(next) != out.group;
+    return out;
+  }
+
+  const ForwardArgs& args_;
+  const bool cross_, needs_begin_;
+  int64_t base_, to_, step_;
+  Unit ahead_;
+  int at_ = 0, batch_ = 0;
+};
+
+// Tiles of kColumns document tokens. The last one reaches back over tokens already met, which changes no max and no
+// winner, rather than be partial; under a mask it may not, because the kept columns are named tile by tile.
+template <int kColumns>
+struct Tile {
+  int first = 0, rows = 0;
+  bool last = true;
+
+  __device__ __forceinline__ Tile(int from, int length, bool masked) : first(from), last(from + kColumns >= length) {
+    if (last && length >= kColumns && !masked) first = length - kColumns;
+    rows = min(kColumns, length - first);
+  }
+};
+
+}  // namespace cuda
+}  // namespace maxsim
