@@ -1,7 +1,7 @@
 """MaxSim, the late-interaction score of ColBERT and ColPali: sum over query tokens of the best document token.
 Exact, fused, forward and backward, over padded, packed, paired and per-query layouts."""
 
-from . import integrations, paths, reference
+from . import fused_head, integrations, layers, paths, reference
 from .explanation import Explanation, explain, similarity_matrix
 from .explanation_page import explain_page, heat_map
 from .reference import (
@@ -38,8 +38,10 @@ __all__ = [
     "MaxSimScorer",
     "explain",
     "explain_page",
+    "fused_head",
     "heat_map",
     "integrations",
+    "layers",
     "maxsim",
     "maxsim_padded",
     "maxsim_pairs",
