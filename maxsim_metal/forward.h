@@ -225,8 +225,8 @@ inline void meet(constant ForwardParams& params, Tensors tensors, Workspace spac
       }
   }
 
-  threadgroup_barrier(mem_flags::mem_threadgroup);  // the tile's last readers are done
-  const int candidates = step_tokens / 4;           // of one row: eight from every slice
+  // The tile's last readers are before the barrier above: a document that is met has tokens.
+  const int candidates = step_tokens / 4;  // of one row: eight from every slice
   for (int i = 0; i < 4; ++i)
     for (int e = 0; e < 2; ++e) {
       const int row = self.row_group * kChunk + i * 8 + places.row[e];

@@ -4,15 +4,18 @@ The result is the whole package, whose CPU tensors are scored by the emulated GP
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import variant
@@ -21,6 +24,7 @@ from project import load as load_project
 ROOT = Path(os.path.abspath(__file__)).parents[2]
 EMULATOR = ROOT / "tests/metal/emulator"
 KERNELS = ROOT / "maxsim_metal"
+OUTPUT = ROOT / ".build/metal"
 
 # What each parameter attribute of a kernel is, in terms of an emulated thread's position.
 BUILT_IN = {
@@ -94,7 +98,7 @@ def translation_unit(metal: Path, only: Iterable[str] | None = None) -> str:
     source = metal.read_text().replace("[[threadgroup(0)]]", "[[threadgroup_memory]]")
     if only is not None:  # what is not wanted need not be compiled
         source = re.sub(r"template\s*\[\[host_name.*?;", "", source, flags=re.DOTALL)
-    lines += [f'#line 1 "{metal}"', source]
+    lines += [f'#line 1 "{metal.name}"', source]
     entries = []
     for i, kernel in enumerate(wanted):
         arguments = ",\n      ".join(map(_expression, kernel.arguments))
@@ -161,21 +165,37 @@ def _digest(paths: Iterable[Path], *more: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(
-    flavour: Flavour,
-    kernels: Path = KERNELS,
-    binding: Path = ROOT / "torch-ext",
-    only: Iterable[str] | None = None,
-) -> Path:
+def _compile(
+    units: list[tuple[Path, list[str], list[Path]]], compiler: str, flags: list[str], work: Path
+) -> list[Path]:
+    """Objects of (source, flags of its own, headers); those that an earlier build made serve again."""
+    kept = OUTPUT / "objects"
+    kept.mkdir(parents=True, exist_ok=True)
+
+    def compile_unit(unit: tuple[Path, list[str], list[Path]]) -> Path:
+        source, own, headers = unit
+        compiled = kept / (_digest([source, *headers], *flags, *own) + ".o")
+        if not compiled.is_file():
+            fresh = work / f"{source.name}.o"
+            _run([compiler, *flags, f"-I{work}", *own, "-c", source, "-o", fresh])
+            fresh.rename(compiled)
+        return compiled
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(compile_unit, units))
+
+
+def build(flavour: Flavour, kernels: Path = KERNELS, only: Iterable[str] | None = None) -> Path:
     """The directory of the package with its kernels emulated, built unless it is there.
 
-    ``kernels`` and ``binding`` may be changed copies of maxsim_metal/ and torch-ext/; ``only`` names what to compile.
+    ``kernels`` may be a changed copy of maxsim_metal/; ``only`` names the kernels to compile.
     """
     compiler = os.environ.get("CXX") or "g++"
+    binding = ROOT / "torch-ext"
     inputs = [p for d in (kernels, EMULATOR, ROOT / "maxsim_common") for p in d.iterdir() if p.is_file()]
-    inputs += [*binding.glob("*.cpp"), *binding.glob("*.h"), *(ROOT / "torch-ext/maxsim").glob("*.py"), Path(__file__)]
+    inputs += [*binding.glob("*.cpp"), *binding.glob("*.h"), *(binding / "maxsim").glob("*.py"), Path(__file__)]
     key = _digest(inputs, compiler, flavour.name, torch.__version__, ",".join(sorted(only or ())))
-    target = ROOT / ".build/metal" / f"{flavour.name}-{key}"
+    target = OUTPUT / f"{flavour.name}-{key}"
     if target.is_dir():
         return target
     work = target.with_name(target.name + f".{os.getpid()}")
@@ -185,28 +205,26 @@ def build(
     for name, source in (("maxsim_metal", kernels), ("maxsim_common", ROOT / "maxsim_common"), ("torch-ext", binding)):
         shutil.copytree(source, work / name, ignore=shutil.ignore_patterns("maxsim", "__pycache__"))
     shutil.copytree(EMULATOR, work / "tests/metal/emulator")
+    metal, glue, emulator = work / "maxsim_metal", work / "torch-ext", work / "tests/metal/emulator"
+
     module = f"_maxsim_emulated_{flavour.name}_{key}"
-    flags = [*_flags(), f"-DTORCH_EXTENSION_NAME={module}", f"-I{work}", *flavour.flags]
-    units: list[tuple[Path, list[str]]] = []
+    flags = [*_flags(), *flavour.flags]
+    shared = [*glue.glob("*.h"), *emulator.glob("*.h"), work / "maxsim_common/problem.h"]
+    shared += [metal / name for name in ("params.h", "plan.h", "encode.h")]
+    everything = [*shared, *metal.glob("*.h"), emulator / "metal_stdlib", emulator / "metal_simdgroup_matrix"]
+    sources = [*emulator.glob("*.cpp"), metal / "plan.cpp", glue / "bind_metal.cpp", glue / "bind_problem.cpp"]
+    units = [(source, [], shared) for source in sources]
     stems = []
-    for metal in sorted((work / "maxsim_metal").glob("*.metal")):
-        unit = work / "maxsim_metal" / f"{metal.stem}.metal.cpp"
-        unit.write_text(translation_unit(metal, only))
-        units.append((unit, list(flavour.kernel_flags)))
-        stems.append(metal.stem)
-    registry = work / "registry.cpp"
-    registry.write_text(_registry(stems))
-    units += [(registry, []), (work / "maxsim_metal/plan.cpp", [])]
-    units += [(unit, []) for unit in sorted((work / "tests/metal/emulator").glob("*.cpp"))]
-    units += [(work / "torch-ext" / f"{n}.cpp", []) for n in ("bind_metal", "bind_problem", "torch_binding")]
+    for source in sorted(metal.glob("*.metal")):
+        unit = metal / f"{source.stem}.metal.cpp"
+        unit.write_text(translation_unit(source, only))
+        units.append((unit, list(flavour.kernel_flags), everything))
+        stems.append(source.stem)
+    (work / "registry.cpp").write_text(_registry(stems))
+    units.append((work / "registry.cpp", [f"-I{emulator}"], shared))
+    units.append((glue / "torch_binding.cpp", [f"-DTORCH_EXTENSION_NAME={module}"], shared))
+    objects = _compile(units, compiler, flags, work)
 
-    def compile_unit(unit: tuple[Path, list[str]]) -> Path:
-        compiled = unit[0].with_suffix(".o")
-        _run([compiler, *flags, *unit[1], "-c", unit[0], "-o", compiled])
-        return compiled
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_unit, units))
     library = Path(torch.__file__).parent / "lib"
     link = [f for f in flavour.flags if f.startswith("-fsanitize")]
     compiled = work / f"{module}.so"
@@ -219,6 +237,18 @@ def build(
     except OSError:  # another process was first
         shutil.rmtree(work)
     return target
+
+
+def load(target: Path) -> ModuleType:
+    """The package at ``target``, beside whatever else this process has loaded."""
+    (package,) = (target / "build").iterdir()
+    name = "maxsim_" + target.name.replace("-", "_")
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, package / "__init__.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
 
 
 def environment(flavour: Flavour, target: Path) -> dict[str, str]:

@@ -1,0 +1,34 @@
+"""What only the Metal backend has to pass. Collected by tests/test_metal.py in a process that loads an emulation."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import checks
+import pytest
+import torch
+
+
+def test_checks_of_the_mutants_hold(maxsim):
+    checks.verify(maxsim)
+
+
+def test_the_layout_of_a_matrix_in_its_lanes_does_not_matter(maxsim):
+    """Apple documents none, so none may be assumed."""
+    library = ctypes.CDLL(
+        sys.modules[f"{maxsim.__name__}._ops"].__dict__[f"{maxsim.__name__.rpartition('.')[2]}"].__file__
+    )
+    queries, documents = torch.randn(3, 40, 24).half(), torch.randn(4, 70, 24).half()
+    want = maxsim.maxsim_with_argmax(queries, documents)
+    library.emulator_set(0, 0, 1)
+    got = maxsim.maxsim_with_argmax(queries, documents)
+    library.emulator_set(0, 0, 0)
+    assert all(torch.equal(*pair) for pair in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("backward", ["unified", "lowmem"])
+def test_forcing_another_path_is_refused(maxsim, backward):
+    ops = checks.ops_of(maxsim)
+    with pytest.raises(RuntimeError, match="path 3 does not run on MPS"):
+        ops.forward(torch.ones(1, 1, 4), torch.ones(1, 1, 4), *[None] * 8, False, 0.0, 3, False)

@@ -1,0 +1,155 @@
+"""Ways to break the backend that its tests have to notice: each a small edit of a kernel or of the launch plan.
+Run as a script, it says which of them the checks catch, and by what."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import emulated
+from checks import verify
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One edit: in ``file``, the ``nth`` (from 0) occurrence of ``old`` becomes ``new``."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    nth: int = 0
+
+
+TILE_BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);\n      stage<T>"
+BOUND = "{kQueryExtents, present(q.packed() || q.lengths, Role::query_extents)}"
+
+MUTANTS = [
+    Mutant("no barrier before the tile is overwritten", "forward.h", TILE_BARRIER, "stage<T>"),
+    Mutant(
+        "no barrier before the tile is read",
+        "forward.h",
+        "threadgroup_barrier(mem_flags::mem_threadgroup);\n      const int features",
+        "const int features",
+    ),
+    Mutant(
+        "no barrier before the winners overwrite the tile",
+        "forward.h",
+        "threadgroup_barrier(mem_flags::mem_threadgroup);\n    if (!has_tokens) continue;",
+        "if (!has_tokens) continue;",
+    ),
+    Mutant(
+        "no barrier before a score is summed up",
+        "forward.h",
+        "settle_row(params, tensors, space, self, first_chunk, argmax);\n    "
+        "threadgroup_barrier(mem_flags::mem_threadgroup);",
+        "settle_row(params, tensors, space, self, first_chunk, argmax);",
+    ),
+    Mutant("a barrier that orders no memory", "forward.h", "mem_flags::mem_threadgroup", "mem_flags::mem_none", 2),
+    Mutant(
+        "a barrier that only some threads reach",
+        "forward.h",
+        "if (!has_tokens) continue;",
+        "if (has_tokens) threadgroup_barrier(mem_flags::mem_threadgroup);\n    if (!has_tokens) continue;",
+    ),
+    Mutant("one feature too far", "forward.h", "if (k + i < dim)", "if (k + i <= dim)"),
+    Mutant("a vector across the end of a row", "forward.h", "k + 4 <= dim", "k + 3 <= dim"),
+    Mutant("one query token too far", "forward.h", "if (token < query.length)\n", "if (token <= query.length)\n"),
+    Mutant(
+        "one document token too far", "forward.h", "if (token < document.length)\n", "if (token <= document.length)\n"
+    ),
+    Mutant("one winner too far", "forward.h", "c < candidates", "c <= candidates"),
+    Mutant("offsets are trusted", "device.h", "if (from < 0 || from > to || to > side.extent) return span;", ""),
+    Mutant("lengths are trusted", "device.h", "if (length < 0 || length > side.extent) return span;", ""),
+    Mutant("ids are trusted", "device.h", "if (segment < 0 || segment >= side.count) return span;", ""),
+    Mutant("masked tokens win", "forward.h", "if (!space.kept[local]) continue;", ""),
+    Mutant("the last of equal tokens wins", "device.h", "return a.index < b.index;", "return a.index > b.index;"),
+    Mutant("NaN loses", "device.h", "if (a_nan != b_nan) return a_nan;", "if (a_nan != b_nan) return b_nan;"),
+    Mutant("the kernel swaps its sides", "forward.metal", "queries [[buffer(1)]]", "queries [[buffer(2)]]"),
+    Mutant(
+        "the plan swaps its sides",
+        "plan.cpp",
+        "{kQueries, present(q.data, Role::queries)}",
+        "{kQueries, present(d.data, Role::documents)}",
+    ),
+    Mutant("the plan swaps lengths", "plan.cpp", BOUND, BOUND.replace("Role::query", "Role::document")),
+    Mutant(
+        "the plan forgets the last document",
+        "plan.cpp",
+        "cross ? problem.documents.count : problem.pairs",
+        "cross ? problem.documents.count - 1 : problem.pairs",
+    ),
+    Mutant(
+        "the plan asks for less threadgroup memory", "plan.cpp", "= kForwardMemoryBytes", "= kForwardMemoryBytes / 2"
+    ),
+    Mutant("the plan promises vectors where there are none", "plan.cpp", "side.feature_stride == 1 &&", ""),
+    Mutant("the plan forgets that a row is unaligned", "plan.cpp", "aligned(side.token_stride) &&", ""),
+    Mutant("the plan miscounts the row groups", "plan.cpp", "= params.chunks * params.slots", "= params.chunks"),
+    Mutant("a gradient without its barrier", "backward.h", "threadgroup_barrier(mem_flags::mem_threadgroup);", "", 1),
+    Mutant("a gradient that trusts the winner", "backward.h", "winner >= document.length ||", ""),
+    Mutant("a gradient one token too far", "backward.h", "= int32_t(token);", "= int32_t(token) + 1;"),
+    Mutant("a gradient for the first token alone", "backward.h", "won |= 1u << to;", "won |= 1u;"),
+    Mutant("a gradient without the norm's share", "backward.h", "dot * inverse * inverse", "0.0f * dot"),
+    Mutant(
+        "the plan swaps the norms",
+        "plan.cpp",
+        "document_norms{kDocumentNorms, spare}",
+        "document_norms{kQueryNorms, spare}",
+    ),
+]
+
+
+def mutated(mutant: Mutant, directory: Path) -> Path:
+    """A copy of the kernels with the edit in it."""
+    copy = directory / "maxsim_metal"
+    shutil.copytree(emulated.KERNELS, copy)
+    source = copy / mutant.file
+    parts = source.read_text().split(mutant.old)
+    assert len(parts) > mutant.nth + 1, f"{mutant.name}: {mutant.file} no longer has {mutant.old!r}"
+    head, tail = parts[: mutant.nth + 1], parts[mutant.nth + 1 :]
+    source.write_text(mutant.old.join(head) + mutant.new + mutant.old.join(tail))
+    return copy
+
+
+# What the checks run: fp16 tiles, and fp32 ones where sides differ.
+KERNELS = (
+    *("maxsim_forward_f16", "maxsim_forward_f16_argmax", "maxsim_forward_f32", "maxsim_forward_f32_argmax"),
+    *("maxsim_norms", "maxsim_backward_queries", "maxsim_backward_documents"),
+)
+
+
+def build(mutant: Mutant | None) -> Path:
+    if mutant is None:
+        return emulated.build(emulated.OBSERVED, only=KERNELS)
+    with tempfile.TemporaryDirectory() as directory:
+        return emulated.build(emulated.OBSERVED, mutated(mutant, Path(directory)), KERNELS)
+
+
+def complaint(target: Path) -> str | None:
+    """What the checks find wrong with a build; None if they find nothing."""
+    try:
+        verify(emulated.load(target))
+    except (AssertionError, RuntimeError) as error:
+        where = traceback.extract_tb(error.__traceback__)[1].name
+        return f"{where}: {' '.join(str(error).split()) or type(error).__name__}"
+    return None
+
+
+def complaints() -> dict[str, str | None]:
+    """By mutant, what its checks say. Builds run ahead of the checks."""
+    found = complaint(build(None))
+    assert found is None, f"the checks fail without any edit: {found}"
+    with ThreadPoolExecutor(2) as pool:
+        targets = pool.map(build, MUTANTS)
+        return {mutant.name: complaint(target) for mutant, target in zip(MUTANTS, targets, strict=True)}
+
+
+if __name__ == "__main__":
+    for name, found in complaints().items():
+        print(f"{'caught ' if found else 'MISSED '} {name}: {found}"[:160])
+        sys.stdout.flush()
