@@ -1,7 +1,7 @@
 """MaxSim, the late-interaction score of ColBERT and ColPali: sum over query tokens of the best document token.
 Exact, fused, forward and backward, over padded, packed, paired and per-query layouts."""
 
-from . import fused_head, integrations, layers, paths, reference
+from . import distributed, fused_head, integrations, layers, paths, reference
 from .explanation import Explanation, explain, similarity_matrix
 from .explanation_page import explain_page, heat_map
 from .reference import (
@@ -36,6 +36,7 @@ from .streaming import retrieve_streamed
 __all__ = [
     "Explanation",
     "MaxSimScorer",
+    "distributed",
     "explain",
     "explain_page",
     "fused_head",
