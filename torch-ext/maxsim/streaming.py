@@ -133,7 +133,7 @@ class _Slot:
         for i, tensor in _tensors(host):
             self.buffers[i] = room(i, tensor, device=device)
             if i == _OFFSETS or not tensor.is_pinned():
-                self.pinned[i] = room(i, tensor, pin_memory=True)
+                self.pinned[i] = room(i, tensor, device="cpu", pin_memory=True)
         self.arrived, self.scored = torch.cuda.Event(), torch.cuda.Event()
         self.scored.record()  # the allocator's memory may still be in use by work queued before
 
