@@ -46,6 +46,18 @@ def test_what_every_backend_has_to_pass(runs, flavour):
     assert runs[flavour.name].returncode == 0, output[-8000:]
 
 
-def test_every_mutant_is_caught():
-    missed = [name for name, complaint in mutants.complaints().items() if complaint is None]
+@pytest.mark.parametrize(
+    "flavour, edits",
+    [
+        pytest.param(emulated.OBSERVED, mutants.MUTANTS, id="kernels and plan"),
+        pytest.param(
+            emulated.ENCODED,
+            mutants.HOST_MUTANTS,
+            id="host",
+            marks=pytest.mark.skipif(emulated.clang() is None, reason="neither ziglang nor clang is installed"),
+        ),
+    ],
+)
+def test_every_mutant_is_caught(flavour, edits):
+    missed = [name for name, complaint in mutants.complaints(flavour, edits).items() if complaint is None]
     assert not missed

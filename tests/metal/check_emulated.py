@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
-
 import checks
+import emulated
 import pytest
 import torch
 
@@ -16,9 +14,7 @@ def test_checks_of_the_mutants_hold(maxsim):
 
 def test_the_layout_of_a_matrix_in_its_lanes_does_not_matter(maxsim):
     """Apple documents none, so none may be assumed."""
-    library = ctypes.CDLL(
-        sys.modules[f"{maxsim.__name__}._ops"].__dict__[f"{maxsim.__name__.rpartition('.')[2]}"].__file__
-    )
+    library = emulated.library(maxsim)
     queries, documents = torch.randn(3, 40, 24).half(), torch.randn(4, 70, 24).half()
     want = maxsim.maxsim_with_argmax(queries, documents)
     library.emulator_set(0, 0, 1)

@@ -3,6 +3,7 @@ The result is the whole package, whose CPU tensors are scored by the emulated GP
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
 import os
@@ -23,6 +24,7 @@ from project import load as load_project
 
 ROOT = Path(os.path.abspath(__file__)).parents[2]
 EMULATOR = ROOT / "tests/metal/emulator"
+OBJC = ROOT / "tests/metal/objc"
 KERNELS = ROOT / "maxsim_metal"
 OUTPUT = ROOT / ".build/metal"
 
@@ -114,6 +116,13 @@ def translation_unit(metal: Path, only: Iterable[str] | None = None) -> str:
     return "\n".join(lines)
 
 
+def _included(source: Path) -> set[Path]:
+    """The headers beside a source that it includes, and theirs."""
+    names = re.findall(r'#include "([\w.]+)"', source.read_text())
+    direct = {source.parent / name for name in names}
+    return direct.union(*map(_included, direct))
+
+
 def _registry(stems: list[str]) -> str:
     declarations = "".join(f"extern const EmulatedKernel kernels_{stem}[];\n" for stem in stems)
     tables = ", ".join(f"kernels_{stem}" for stem in stems)
@@ -127,9 +136,11 @@ class Flavour:
     name: str
     kernel_flags: tuple[str, ...]
     flags: tuple[str, ...]
+    objc: bool = False  # the plan goes through encode.mm
 
 
 OBSERVED = Flavour("observed", ("-fsanitize=thread",), ("-DEMULATOR_OBSERVES",))
+ENCODED = Flavour("encoded", OBSERVED.kernel_flags, (*OBSERVED.flags, "-DEMULATOR_THROUGH_OBJC"), objc=True)
 SANITIZED = Flavour("sanitized", (), ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
 
 
@@ -139,7 +150,7 @@ def _flags() -> list[str]:
     assert (headers / "Python.h").is_file(), "Python's headers are missing"
     ops = [f"-D{name}_cpu={name}_mps" for name in ("forward", "forward_argmax", "backward", "default_path")]
     return [
-        *("-std=c++17", "-O1", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-attributes", "-Wno-unknown-pragmas"),
+        *("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-attributes", "-Wno-unknown-pragmas"),
         *("-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden"),
         *ops,
         "-Davailable_paths_cpu=available_paths_mps",
@@ -153,9 +164,36 @@ def _flags() -> list[str]:
     ]
 
 
-def _run(command: list[str | Path]) -> None:
+def run(command: list[str | Path]) -> None:
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stderr[-4000:]}"
+
+
+def clang() -> list[str] | None:
+    """An Objective-C++ compiler that leaves the headers of the C++ library to the caller, if there is one."""
+    if found := importlib.util.find_spec("ziglang"):
+        resources = Path(found.origin).parent / "lib/include"
+        return [sys.executable, "-m", "ziglang", "clang", "-isystem", str(resources)]
+    return [path] if (path := shutil.which("clang")) else None
+
+
+def objc_flags() -> list[str]:
+    """What makes clang compile Objective-C++ against g++'s library, Apple's interfaces from tests/metal/objc."""
+    probe = subprocess.run(["g++", "-E", "-x", "c++", "-v", os.devnull], capture_output=True, text=True, check=True)
+    listed = probe.stderr.partition("#include <...> search starts here:\n")[2].partition("End of")[0].split()
+    library = [d for d in listed if "c++" in d]
+    system = [d for d in listed if "c++" not in d and "/lib/gcc/" not in d]
+    machine = subprocess.check_output(["g++", "-dumpmachine"], text=True).strip()
+    return [
+        *(f"--target={machine}", "-x", "objective-c++", "-fobjc-runtime=gcc", "-fblocks", "-std=c++17", "-fPIC", "-O1"),
+        *("-Wall", "-Wextra", "-Werror", "-nostdinc++", "-nostdlibinc"),
+        *(flag for d in library for flag in ("-cxx-isystem", d)),
+        *(flag for d in [*system, str(Path(torch.__file__).parent / "include")] for flag in ("-idirafter", d)),
+        f"-I{OBJC}",
+        '-DEMBEDDED_METALLIB_HEADER="metallib.h"',
+        "-DEMBEDDED_METALLIB_NAMESPACE=maxsim_metallib",
+        "-Dencode=encode_objc",
+    ]
 
 
 def _digest(paths: Iterable[Path], *more: str) -> str:
@@ -165,10 +203,8 @@ def _digest(paths: Iterable[Path], *more: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _compile(
-    units: list[tuple[Path, list[str], list[Path]]], compiler: str, flags: list[str], work: Path
-) -> list[Path]:
-    """Objects of (source, flags of its own, headers); those that an earlier build made serve again."""
+def _compile(units: list[tuple[Path, list[str], list[Path]]], flags: list[str], work: Path) -> list[Path]:
+    """Objects of (source, flags or compiler of its own, headers); those that an earlier build made serve again."""
     kept = OUTPUT / "objects"
     kept.mkdir(parents=True, exist_ok=True)
 
@@ -177,7 +213,8 @@ def _compile(
         compiled = kept / (_digest([source, *headers], *flags, *own) + ".o")
         if not compiled.is_file():
             fresh = work / f"{source.name}.o"
-            _run([compiler, *flags, f"-I{work}", *own, "-c", source, "-o", fresh])
+            command = own if source.suffix == ".mm" else [*flags, f"-I{work}", *own]
+            run([*command, "-c", source, "-o", fresh])
             fresh.rename(compiled)
         return compiled
 
@@ -193,6 +230,7 @@ def build(flavour: Flavour, kernels: Path = KERNELS, only: Iterable[str] | None 
     compiler = os.environ.get("CXX") or "g++"
     binding = ROOT / "torch-ext"
     inputs = [p for d in (kernels, EMULATOR, ROOT / "maxsim_common") for p in d.iterdir() if p.is_file()]
+    inputs += [p for p in OBJC.rglob("*") if p.is_file()]
     inputs += [*binding.glob("*.cpp"), *binding.glob("*.h"), *(binding / "maxsim").glob("*.py"), Path(__file__)]
     key = _digest(inputs, compiler, flavour.name, torch.__version__, ",".join(sorted(only or ())))
     target = OUTPUT / f"{flavour.name}-{key}"
@@ -204,31 +242,37 @@ def build(flavour: Flavour, kernels: Path = KERNELS, only: Iterable[str] | None 
     (work / "registration.h").write_text(variant.REGISTRATION_H)
     for name, source in (("maxsim_metal", kernels), ("maxsim_common", ROOT / "maxsim_common"), ("torch-ext", binding)):
         shutil.copytree(source, work / name, ignore=shutil.ignore_patterns("maxsim", "__pycache__"))
-    shutil.copytree(EMULATOR, work / "tests/metal/emulator")
+    for source in (EMULATOR, OBJC):
+        shutil.copytree(source, work / "tests/metal" / source.name)
     metal, glue, emulator = work / "maxsim_metal", work / "torch-ext", work / "tests/metal/emulator"
 
     module = f"_maxsim_emulated_{flavour.name}_{key}"
-    flags = [*_flags(), *flavour.flags]
+    flags = [compiler, *_flags(), *flavour.flags, "-g0" if only else "-g"]
     shared = [*glue.glob("*.h"), *emulator.glob("*.h"), work / "maxsim_common/problem.h"]
     shared += [metal / name for name in ("params.h", "plan.h", "encode.h")]
-    everything = [*shared, *metal.glob("*.h"), emulator / "metal_stdlib", emulator / "metal_simdgroup_matrix"]
+    metals = [*shared, emulator / "metal_stdlib", emulator / "metal_simdgroup_matrix"]
     sources = [*emulator.glob("*.cpp"), metal / "plan.cpp", glue / "bind_metal.cpp", glue / "bind_problem.cpp"]
     units = [(source, [], shared) for source in sources]
     stems = []
     for source in sorted(metal.glob("*.metal")):
         unit = metal / f"{source.stem}.metal.cpp"
         unit.write_text(translation_unit(source, only))
-        units.append((unit, list(flavour.kernel_flags), everything))
+        units.append((unit, list(flavour.kernel_flags), [*metals, *_included(source)]))
         stems.append(source.stem)
     (work / "registry.cpp").write_text(_registry(stems))
     units.append((work / "registry.cpp", [f"-I{emulator}"], shared))
-    units.append((glue / "torch_binding.cpp", [f"-DTORCH_EXTENSION_NAME={module}"], shared))
-    objects = _compile(units, compiler, flags, work)
+    units.append((glue / "torch_binding.cpp", ["-O0", f"-DTORCH_EXTENSION_NAME={module}"], shared))
+    if flavour.objc:
+        objc = work / "tests/metal/objc"
+        shared += objc.rglob("*.h")
+        units.append((objc / "fake.cpp", [f"-I{objc}", "-UTORCH_TARGET_VERSION"], shared))
+        units.append((metal / "encode.mm", [*clang(), *objc_flags()], shared))
+    objects = _compile(units, flags, work)
 
     library = Path(torch.__file__).parent / "lib"
     link = [f for f in flavour.flags if f.startswith("-fsanitize")]
     compiled = work / f"{module}.so"
-    _run([compiler, "-shared", *link, *objects, "-o", compiled, f"-L{library}", "-ltorch_cpu"])
+    run([compiler, "-shared", *link, *objects, "-o", compiled, f"-L{library}", "-ltorch_cpu"])
     project = load_project(ROOT)
     package = work / "build" / variant.variant_name(project, "cpu", None)
     variant.install(project, "cpu", module, compiled, [], None, package)
@@ -263,3 +307,9 @@ def environment(flavour: Flavour, target: Path) -> dict[str, str]:
         found["ASAN_OPTIONS"] = "detect_leaks=0:allocator_may_return_null=1"
         found["UBSAN_OPTIONS"] = "print_stacktrace=1"
     return found
+
+
+def library(m: ModuleType) -> ctypes.CDLL:
+    """The emulation behind a loaded package."""
+    ops = sys.modules[f"{m.__name__}._ops"]
+    return ctypes.CDLL(next(v.__file__ for n, v in vars(ops).items() if n.startswith("_maxsim_")))

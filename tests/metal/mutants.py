@@ -4,7 +4,6 @@ Run as a script, it says which of them the checks catch, and by what."""
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -103,6 +102,33 @@ MUTANTS = [
     ),
 ]
 
+HOST_MUTANTS = [
+    Mutant("tensors start where their storage does", "encode.mm", "buffer.offset + binding.offset", "binding.offset"),
+    Mutant("every part of the workspace is the first", "encode.mm", "buffer.offset + binding.offset", "buffer.offset"),
+    Mutant(
+        "buffers in the order of their roles",
+        "encode.mm",
+        "atIndex:binding.index",
+        "atIndex:NSUInteger(binding.role) + 1",
+    ),
+    Mutant("constants at another index", "encode.mm", "atIndex:kParams", "atIndex:kQueries"),
+    Mutant(
+        "the grid lies on its side",
+        "encode.mm",
+        "dispatch.grid[0], dispatch.grid[1], 1",
+        "dispatch.grid[1], dispatch.grid[0], 1",
+    ),
+    Mutant(
+        "threads for groups",
+        "encode.mm",
+        "threadsPerThreadgroup:MTLSizeMake(kThreads",
+        "threadsPerThreadgroup:MTLSizeMake(kThreads / 2",
+    ),
+    Mutant("no threadgroup memory", "encode.mm", "if (dispatch.threadgroup_bytes)", "if (!dispatch.threadgroup_bytes)"),
+    Mutant("one pipeline for all kernels", "encode.mm", "pipelines_.find(name)", "pipelines_.begin()"),
+    Mutant("only the first dispatch", "encode.mm", "i < all->dispatches.size()", "i < 1"),
+]
+
 
 def mutated(mutant: Mutant, directory: Path) -> Path:
     """A copy of the kernels with the edit in it."""
@@ -123,11 +149,11 @@ KERNELS = (
 )
 
 
-def build(mutant: Mutant | None) -> Path:
+def build(flavour: emulated.Flavour, mutant: Mutant | None) -> Path:
     if mutant is None:
-        return emulated.build(emulated.OBSERVED, only=KERNELS)
+        return emulated.build(flavour, only=KERNELS)
     with tempfile.TemporaryDirectory() as directory:
-        return emulated.build(emulated.OBSERVED, mutated(mutant, Path(directory)), KERNELS)
+        return emulated.build(flavour, mutated(mutant, Path(directory)), KERNELS)
 
 
 def complaint(target: Path) -> str | None:
@@ -140,16 +166,16 @@ def complaint(target: Path) -> str | None:
     return None
 
 
-def complaints() -> dict[str, str | None]:
+def complaints(flavour: emulated.Flavour, mutants: list[Mutant]) -> dict[str, str | None]:
     """By mutant, what its checks say. Builds run ahead of the checks."""
-    found = complaint(build(None))
+    found = complaint(build(flavour, None))
     assert found is None, f"the checks fail without any edit: {found}"
     with ThreadPoolExecutor(2) as pool:
-        targets = pool.map(build, MUTANTS)
-        return {mutant.name: complaint(target) for mutant, target in zip(MUTANTS, targets, strict=True)}
+        targets = pool.map(lambda mutant: build(flavour, mutant), mutants)
+        return {mutant.name: complaint(target) for mutant, target in zip(mutants, targets, strict=True)}
 
 
 if __name__ == "__main__":
-    for name, found in complaints().items():
-        print(f"{'caught ' if found else 'MISSED '} {name}: {found}"[:160])
-        sys.stdout.flush()
+    for chosen in ((emulated.OBSERVED, MUTANTS), (emulated.ENCODED, HOST_MUTANTS)):
+        for name, found in complaints(*chosen).items():
+            print(f"{'caught ' if found else 'MISSED '} {name}: {found}"[:160])
