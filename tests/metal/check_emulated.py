@@ -5,11 +5,15 @@ from __future__ import annotations
 import checks
 import emulated
 import pytest
+import selftest
 import torch
 
 
-def test_checks_of_the_mutants_hold(maxsim):
-    checks.verify(maxsim)
+def test_the_report_of_the_self_test(maxsim, capsys):
+    assert selftest.report(maxsim, "cpu", {"Tiny": (1, 1, 2, 3)})
+    lines = capsys.readouterr().out.splitlines()
+    assert [f"{check.__name__}: holds" for check in checks.CHECKS] == lines[2:-1]
+    assert lines[1].endswith("path metal") and lines[-1].startswith("Tiny: ")
 
 
 def test_the_layout_of_a_matrix_in_its_lanes_does_not_matter(maxsim):

@@ -1,5 +1,5 @@
 """A few calls that walk every kernel of the Metal backend and every way its arguments can be wrong.
-Small enough for one run a mutant; the tests that all backends share go further."""
+Small enough for one run a mutant, and for a Mac: the tests that all backends share go further."""
 
 from __future__ import annotations
 
@@ -19,38 +19,42 @@ def ops_of(m: ModuleType):
     return sys.modules[f"{m.__name__}._ops"].ops
 
 
-def verify(m: ModuleType) -> None:
-    """Raises AssertionError or RuntimeError where ``m`` does not do what every backend does."""
-    for check in (ties_and_nan, strides, hostile_winners, gradients, hostile_metadata, masks, layouts):
-        check(m)
+def verify(m: ModuleType, device: str = "cpu") -> None:
+    """Raises AssertionError or RuntimeError where ``m`` does not do on ``device`` what every backend does."""
+    for check in CHECKS:
+        check(m, device)
 
 
-def layouts(m: ModuleType) -> None:
+def placed(batch: Batch, device: str) -> Batch:
+    return Batch(*([x.to(device) for x in side] for side in (batch.queries, batch.documents)))
+
+
+def layouts(m: ModuleType, device: str) -> None:
     """Long and short sides, in tails of every kind: tokens, rows, features."""
     for dtypes in (HALF, MIXED):
         for layout, dim in ((helpers.cross, 35), (helpers.listed, 24), (helpers.slab, 30)):
             batch = Batch.random([70, 3, 33], [130, 1, 0, 45, 31, 64], dim, dtypes)
-            laid = layout(m, batch)
+            laid = layout(m, placed(batch, device))
             for options in ({}, {"normalize": True, "empty_score": -3.0}):
-                scores = laid.score(laid.queries, laid.documents, **options)
+                scores = laid.score(laid.queries, laid.documents, **options).cpu()
                 helpers.assert_scores(scores, laid, batch, helpers.tolerance(*dtypes), **options)
             with_argmax, argmax = laid.score_with_argmax(laid.queries, laid.documents, empty_score=-3.0, normalize=True)
-            assert torch.equal(with_argmax, scores)
+            assert torch.equal(with_argmax.cpu(), scores)
             assert argmax.amin() == -1 and 64 < argmax.amax() < 130
 
 
-def masks(m: ModuleType) -> None:
+def masks(m: ModuleType, device: str) -> None:
     generator = torch.Generator().manual_seed(1)
     queries, documents = (torch.randn(3, n, 32, generator=generator).half() for n in (40, 150))
     q_mask, d_mask = (torch.rand(3, n, generator=generator) < 0.5 for n in (40, 150))
     d_mask[1] = False
-    got = m.maxsim(queries, documents, q_mask, d_mask, empty_score=-7.0)
+    got = m.maxsim(*(x.to(device) for x in (queries, documents, q_mask, d_mask)), empty_score=-7.0)
     want = m.maxsim_reference(queries.double(), documents.double(), q_mask, d_mask, empty_score=-7.0)
-    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got.cpu().double(), want, rtol=1e-5, atol=1e-5)
 
 
-def ties_and_nan(m: ModuleType) -> None:
-    queries, documents = torch.ones(1, 2, 8).half(), torch.ones(2, 140, 8).half()
+def ties_and_nan(m: ModuleType, device: str) -> None:
+    queries, documents = (torch.ones(shape).half().to(device) for shape in ((1, 2, 8), (2, 140, 8)))
     scores, argmax = m.maxsim_with_argmax(queries, documents)
     assert argmax.tolist() == [[[0, 0]] * 2] and scores.tolist() == [[16.0, 16.0]]
     documents[1, 137] = torch.nan
@@ -58,12 +62,12 @@ def ties_and_nan(m: ModuleType) -> None:
     assert scores[0, 0] == 16 and scores[0, 1].isnan() and argmax.tolist() == [[[0, 0], [137, 137]]]
 
 
-def strides(m: ModuleType) -> None:
-    """Rows apart, features apart, rows that are not aligned: the same bits."""
-    queries, documents = torch.randn(2, 9, 24).half(), torch.randn(3, 20, 24).half()
+def strides(m: ModuleType, device: str) -> None:
+    """Rows apart, features apart, rows and tensors that are not aligned: the same bits."""
+    queries, documents = (torch.randn(shape).half().to(device) for shape in ((2, 9, 24), (3, 20, 24)))
     want = m.maxsim(queries, documents)
     for width in (25, 27, 32):
-        wide = torch.full((3, 20, width), torch.nan).half()
+        wide = documents.new_full((3, 20, width), torch.nan)
         wide[..., :24] = documents
         assert torch.equal(m.maxsim(queries, wide[..., :24]), want)
         short = m.maxsim(queries[..., :23], wide[..., :23])  # a vector would take in what is not a feature
@@ -71,21 +75,22 @@ def strides(m: ModuleType) -> None:
     for start in (3, 4, 8):  # elements into a storage
         late = [torch.cat([x.flatten()[:start], x.flatten()])[start:].view(x.shape) for x in (queries, documents)]
         assert torch.equal(m.maxsim(*late), want)
-    spread = torch.full((2, 9, 48), torch.nan).half()
+    spread = queries.new_full((2, 9, 48), torch.nan)
     spread[..., ::2] = queries
     assert torch.equal(m.maxsim(spread[..., ::2], documents), want)
 
 
-def hostile_metadata(m: ModuleType) -> None:
+def hostile_metadata(m: ModuleType, device: str) -> None:
     """A pair whose metadata points outside its tensors scores NaN and wins nothing; every other pair is unaffected."""
     ops = ops_of(m)
-    huge, tokens = 2**31 - 1, torch.randn(12, 16).half()
+    huge, tokens = 2**31 - 1, torch.randn(12, 16).half().to(device)
     padded = tokens.view(3, 4, 16)
-    fine = m.maxsim(padded, padded)
+    fine = m.maxsim(padded, padded).cpu()
 
     def forward(*problem: Tensor | None, width: int = 4) -> Tensor:
-        scores = ops.forward(*problem, False, 0.0, 0, False)
-        with_argmax, argmax = ops.forward_argmax(*problem, False, 0.0, 0, False, width, 0)
+        problem = [x if x is None else x.to(device) for x in problem]
+        scores = ops.forward(*problem, False, 0.0, 0, False).cpu()
+        with_argmax, argmax = (x.cpu() for x in ops.forward_argmax(*problem, False, 0.0, 0, False, width, 0))
         torch.testing.assert_close(with_argmax, scores, equal_nan=True, rtol=0, atol=0)
         assert (argmax[scores.isnan()] == -1).all() and argmax.amin() >= -1 and argmax.amax() < 12
         return scores
@@ -114,12 +119,12 @@ def hostile_metadata(m: ModuleType) -> None:
             assert torch.equal(scores.isnan(), outside) and torch.equal(scores[:3], want)
 
 
-def gradients(m: ModuleType) -> None:
+def gradients(m: ModuleType, device: str) -> None:
     """Against float64's: several pairs and slices to a document, with and without norms."""
     for layout in (helpers.cross, helpers.listed):
         for normalize in (False, True):
             batch = Batch.random([20, 3], [70, 33, 5], 40, HALF)
-            laid = layout(m, batch)
+            laid = layout(m, placed(batch, device))
             queries, documents = (x.detach().requires_grad_() for x in (laid.queries, laid.documents))
             laid.score(queries, documents, normalize=normalize).sum().backward()
             exact = Batch(*([x.double().requires_grad_() for x in side] for side in (batch.queries, batch.documents)))
@@ -127,19 +132,24 @@ def gradients(m: ModuleType) -> None:
                 helpers.truth(exact.queries[i], exact.documents[j], normalize=normalize).score for i, j in laid.pairs
             )
             want = torch.autograd.grad(total, exact.queries + exact.documents)
-            got = laid.query_segments(queries.grad) + laid.document_segments(documents.grad)
+            got = laid.query_segments(queries.grad.cpu()) + laid.document_segments(documents.grad.cpu())
             for mine, truth in zip(got, want, strict=True):
                 torch.testing.assert_close(mine.double(), truth, rtol=1e-3, atol=1e-5)
 
 
-def hostile_winners(m: ModuleType) -> None:
+def hostile_winners(m: ModuleType, device: str) -> None:
     """Winners that no forward found and ids that name nothing stay inside the tensors."""
-    ops, tokens = ops_of(m), torch.randn(3, 4, 16).half()
-    winners = torch.tensor([0, 3, 4, -2, 2**31 - 1, -(2**31), 1, 35], dtype=torch.int32)
-    ids = torch.tensor([0, 3, 2, -1])
+    ops, tokens = ops_of(m), torch.randn(3, 4, 16).half().to(device)
+    winners = torch.tensor([0, 3, 4, -2, 2**31 - 1, -(2**31), 1, 35], dtype=torch.int32, device=device)
+    ids = torch.tensor([0, 3, 2, -1], device=device)
+    ones = torch.ones(9, device=device)
     none = [None] * 8
     for normalize in (False, True):
         argmax = winners.repeat(5)[:36].view(3, 3, 4)
-        ops.backward(torch.ones(3, 3), argmax, tokens, tokens, *none, normalize, True, True, 0, 0)
+        got = ops.backward(ones.view(3, 3), argmax, tokens, tokens, *none, normalize, True, True, 0, 0)
         problem = (tokens, tokens, *none[:6], ids, ids.flip(0))
-        ops.backward(torch.ones(4), winners.repeat(2).view(4, 4), *problem, normalize, True, True, 0, 0)
+        listed = ops.backward(ones[:4], winners.repeat(2).view(4, 4), *problem, normalize, True, True, 0, 0)
+        assert all(grad.isfinite().all() for grad in (*got, *listed))
+
+
+CHECKS = (ties_and_nan, strides, hostile_winners, gradients, hostile_metadata, masks, layouts)
