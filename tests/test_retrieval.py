@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import accumulate
 from types import ModuleType
 
 import pytest
@@ -106,6 +107,17 @@ def test_no_score_matrix_is_written(maxsim, monkeypatch):
     monkeypatch.setattr(retrieval, "SCORES", 4096)
     maxsim.retrieve(torch.randn(8, 1, 2), torch.randn(5000, 1, 2), 10)
     assert max(sizes) == 4096 and sum(sizes) == 8 * 5000
+
+
+@pytest.mark.parametrize(("queries", "documents"), [(1, 1_000_000), (64, 10_000), (1024, 4096)])
+def test_little_memory_is_held(maxsim, queries, documents):
+    """The largest sum of what is allocated and not yet freed, inside the call."""
+    Q, D = torch.randn(queries, 1, 1), torch.randn(documents, 1, 1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        maxsim.retrieve(Q, D, 100)
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = list(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    assert 4 * queries * 100 < max(held) <= 32 << 20
 
 
 def test_retrieve_has_no_gradient(maxsim):

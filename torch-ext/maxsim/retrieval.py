@@ -13,7 +13,7 @@ from .problem import Problem, scores_shape
 from .ranking import Ranking
 from .scoring import maxsim
 
-SCORES = 1 << 20  # held at once, with the int64 keys that order them: under 48 MiB
+SCORES = 1 << 20  # held at once, with the int64 keys that order them: about 24 MiB
 _QUERIES = 1024  # that share a chunk: beyond it, chunks of documents would get too short
 
 
