@@ -108,6 +108,12 @@ def same(got: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor]) -> bool:
 def retrieve(run: Run) -> None:
     """At most 1.05 times scoring alone, at most 64 MiB."""
     m = run.maxsim
+    Q, D = (torch.randint(-2, 3, shape, device=run.device).bfloat16() for shape in ((5, 4, 8), (20_000, 6, 8)))
+    for chunk in (None, 777):
+        got = m.retrieve(Q, D, 5000, normalize=False, chunk=chunk)
+        run.check(f"ties go to the lowest id, chunk {chunk}", same(got, stable(m.maxsim(Q, D), 5000)))
+    explained = m.explain(Q, D[:50])
+    run.check("explained terms add up", torch.equal(explained.similarities.sum(-1), explained.scores))
     for queries, documents in ((64, run.size(10_000, 300)), (1, run.size(1_000_000, 3000))):
         Q, D = (
             run.tokens(queries, 32, 128),

@@ -45,8 +45,8 @@ def _targets() -> list[Target]:
     return [
         Target(_similarity(), "_maxsim_score_documents", _documents),
         Target(_similarity(), "_maxsim_score_pairs", _pairs),
-        Target(colbert, "colbert_scores", _slots),
-        Target(colbert, "colbert_kd_scores", _distillation),
+        Target(colbert, "colbert_scores", _stacked(shared=True)),
+        Target(colbert, "colbert_kd_scores", _stacked(shared=False)),
     ]
 
 
@@ -73,54 +73,34 @@ def _pairs(original: Callable) -> Callable:
     return scores
 
 
-def _slots(original: Callable) -> Callable:
-    """Documents ``[Q, N, Ld, d]`` as ``[Q * N, Ld, d]``: the order of the columns is the same."""
+def _stacked(shared: bool) -> Callable[[Callable], Callable]:
+    """Scores of stacked documents ``[Q, N, Ld, d]``: of all for every query where they are ``shared``, else of its own.
 
-    @wraps(original)
-    def scores(
-        queries_embeddings,
-        documents_embeddings,
-        queries_mask=None,
-        documents_mask=None,
-        chunk_elements: int | None = None,
-        length_normalize: bool = False,
-    ) -> Tensor:
-        options = {"chunk_elements": chunk_elements, "length_normalize": length_normalize}
-        if not ours(queries_embeddings, documents_embeddings):
-            return original(queries_embeddings, documents_embeddings, queries_mask, documents_mask, **options)
-        if documents_mask is not None:
-            documents_mask = documents_mask.flatten(0, 1)
-        documents = documents_embeddings.flatten(0, 1)
-        return _similarity().maxsim(queries_embeddings, documents, queries_mask, documents_mask, **options)
+    The originals go through the N slots one by one, and through chunks of each; without the similarities in memory
+    there is nothing to divide.
+    """
 
-    return scores
+    def substitute(original: Callable) -> Callable:
+        @wraps(original)
+        def scores(
+            queries_embeddings,
+            documents_embeddings,
+            queries_mask=None,
+            documents_mask=None,
+            chunk_elements: int | None = None,
+            length_normalize: bool = False,
+        ) -> Tensor:
+            Q, D, masks = queries_embeddings, documents_embeddings, [queries_mask, documents_mask]
+            if not ours(Q, D) or any(mask is not None and not isinstance(mask, Tensor) for mask in masks):
+                return original(Q, D, *masks, chunk_elements=chunk_elements, length_normalize=length_normalize)
+            if shared:
+                D, masks[1] = (x if x is None else x.flatten(0, 1) for x in (D, documents_mask))
+            scored = maxsim(Q, D, *masks, empty_score=_EMPTY)
+            if not length_normalize:
+                return scored
+            counts = _similarity()._query_token_counts(Q, queries_mask)
+            return scored / counts.to(device=scored.device, dtype=scored.dtype).unsqueeze(1)
 
+        return scores
 
-def _distillation(original: Callable) -> Callable:
-    """Each query's own documents, which the original scores a column at a time."""
-
-    @wraps(original)
-    def scores(
-        queries_embeddings,
-        documents_embeddings,
-        queries_mask=None,
-        documents_mask=None,
-        chunk_elements: int | None = None,
-        length_normalize: bool = False,
-    ) -> Tensor:
-        if not ours(queries_embeddings, documents_embeddings):
-            return original(
-                queries_embeddings,
-                documents_embeddings,
-                queries_mask,
-                documents_mask,
-                chunk_elements=chunk_elements,
-                length_normalize=length_normalize,
-            )
-        scored = maxsim(queries_embeddings, documents_embeddings, queries_mask, documents_mask, empty_score=_EMPTY)
-        if not length_normalize:
-            return scored
-        counts = _similarity()._query_token_counts(queries_embeddings, queries_mask)
-        return scored / counts.to(device=scored.device, dtype=scored.dtype).unsqueeze(1)
-
-    return scores
+    return substitute
