@@ -14,6 +14,9 @@ namespace metal_backend {
 
 using namespace metal;
 
+constant constexpr int32_t kMostTokens =
+    0x7fffff00;  // of one segment: counting on to the end of a step stays in 32 bits
+
 // Rows of one segment that lie inside the tensor; `valid` is 0 where the stated ones did not.
 struct Span {
   int64_t begin;       // element offset of row 0
@@ -40,7 +43,7 @@ inline Span span_of(constant SideParams& side, device const uchar* extents, int6
   if (side.packed) {
     const int64_t from = load_index(extents, side.wide_extents, segment * side.extents_stride);
     const int64_t to = load_index(extents, side.wide_extents, (segment + 1) * side.extents_stride);
-    if (from < 0 || from > to || to > side.extent) return span;
+    if (from < 0 || from > to || to > side.extent || to - from > kMostTokens) return span;
     span.first_row = from;
     span.length = int32_t(to - from);
     span.begin = from * side.token_stride;
@@ -50,7 +53,7 @@ inline Span span_of(constant SideParams& side, device const uchar* extents, int6
     int64_t length = side.extent;
     if (side.has_lengths)
       length = load_index(extents, side.wide_extents, outer * side.extents_stride + inner * side.extents_inner_stride);
-    if (length < 0 || length > side.extent) return span;
+    if (length < 0 || length > side.extent || length > kMostTokens) return span;
     span.first_row = segment * side.extent;
     span.length = int32_t(length);
     span.begin = outer * side.outer_stride + inner * side.inner_stride;
@@ -80,8 +83,8 @@ inline PairIds pair_ids(constant ProblemParams& problem, device const uchar* que
   return ids;
 }
 
-inline bool token_kept(constant SideParams& side, device const uchar* mask, Span span, int64_t token) {
-  return !side.has_mask || mask[span.mask_begin + token * side.mask_token_stride] != 0;
+inline bool token_kept(constant SideParams& side, device const uchar* mask, int64_t mask_begin, int64_t token) {
+  return !side.has_mask || mask[mask_begin + token * side.mask_token_stride] != 0;
 }
 
 inline float load_element(device const uchar* data, Element element, int64_t index) {

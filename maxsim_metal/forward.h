@@ -25,10 +25,13 @@ struct Tensors {
   device const uchar* document_ids;
 };
 
-// A query that meets the document at hand, and the score it writes; pair -1 beyond the last query.
+// A query that meets the document at hand: where its rows are, and the score it writes. Pair -1 beyond the last query.
 struct Slot {
   int64_t pair;
-  Span span;
+  int64_t begin;
+  int64_t mask_begin;
+  int32_t length;
+  int32_t valid;
 };
 
 // Threadgroup memory by use. The first bytes hold the step's rows, then, once all of a document is met, the winners.
@@ -101,7 +104,7 @@ inline void stage(constant ForwardParams& params, Tensors tensors, Workspace spa
     if (row < query_rows) {
       const int group = row / kChunk, slot = group / params.chunks;
       const int token = (first_chunk + group % params.chunks) * kChunk + row % kChunk;
-      const Span query = space.slots[slot].span;
+      threadgroup const Slot& query = space.slots[slot];
       if (token < query.length)
         features = load_features<T>(tensors.queries, params.problem.queries,
                                     query.begin + token * params.problem.queries.token_stride, k, params.problem.dim);
@@ -208,8 +211,8 @@ inline void meet(constant ForwardParams& params, Tensors tensors, Workspace spac
       } else {
         const int token = first_token + local;
         space.document_scale[local] = scale;
-        space.kept[local] =
-            token < document.length && token_kept(params.problem.documents, tensors.document_mask, document, token);
+        space.kept[local] = token < document.length &&
+                            token_kept(params.problem.documents, tensors.document_mask, document.mask_begin, token);
       }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -243,9 +246,9 @@ inline void settle_row(constant ForwardParams& params, Tensors tensors, Workspac
   if (self.index >= params.row_groups * kChunk) return;
   const int group = self.index / kChunk, slot = group / params.chunks;
   const int token = (first_chunk + group % params.chunks) * kChunk + self.index % kChunk;
-  const int64_t pair = space.slots[slot].pair;
-  const Span query = space.slots[slot].span;
-  const bool counts = token < query.length && token_kept(params.problem.queries, tensors.query_mask, query, token);
+  threadgroup const Slot& query = space.slots[slot];
+  const bool counts =
+      token < query.length && token_kept(params.problem.queries, tensors.query_mask, query.mask_begin, token);
   const int candidates = kThreads / params.row_groups / 4;
   Best best = {0.0f, -1};
   if (counts)
@@ -256,7 +259,7 @@ inline void settle_row(constant ForwardParams& params, Tensors tensors, Workspac
     }
   space.row_value[self.index] = counts ? best.value * space.query_scale[self.index] : 0.0f;
   if (argmax && query.valid && token < params.problem.argmax_width)
-    argmax[pair * params.problem.argmax_width + token] = best.index;
+    argmax[query.pair * params.problem.argmax_width + token] = best.index;
 }
 
 // Whether the document has a token that counts; the same answer in every thread.
@@ -265,7 +268,7 @@ inline bool any_token_kept(constant ForwardParams& params, Tensors tensors, Work
   if (!params.problem.documents.has_mask) return document.length > 0;
   bool found = false;
   for (int token = self.index; token < document.length; token += kThreads)
-    found = found || token_kept(params.problem.documents, tensors.document_mask, document, token);
+    found = found || token_kept(params.problem.documents, tensors.document_mask, document.mask_begin, token);
   found = simd_any(found);
   if (self.lane == 0) space.found[self.simdgroup] = found;
   threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -287,20 +290,21 @@ inline void score_item(constant ForwardParams& params, Tensors tensors, Workspac
   threadgroup_barrier(mem_flags::mem_threadgroup);
   if (self.index < params.slots) {
     const int64_t query = cross ? query_group * params.slots + self.index : ids.query;
-    Slot slot;
+    const Span span = span_of(problem.queries, tensors.query_extents, query);
+    const bool fits = !argmax || span.length <= problem.argmax_width;
+    threadgroup Slot& slot = space.slots[self.index];
     slot.pair = !cross ? item : query < problem.queries.count ? query * problem.documents.count + item : -1;
-    slot.span = span_of(problem.queries, tensors.query_extents, query);
-    if (argmax && slot.span.length > problem.argmax_width) slot.span.valid = 0;
-    if (!document.valid) slot.span.valid = 0;
-    if (!slot.span.valid) slot.span.length = 0;
-    space.slots[self.index] = slot;
+    slot.begin = span.begin;
+    slot.mask_begin = span.mask_begin;
+    slot.valid = span.valid && document.valid && fits;
+    slot.length = slot.valid ? span.length : 0;
   }
   const bool filled = any_token_kept(params, tensors, space, self, document);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   int longest = 0;
   if (filled)
-    for (int s = 0; s < params.slots; ++s) longest = max(longest, space.slots[s].span.length);
+    for (int s = 0; s < params.slots; ++s) longest = max(longest, space.slots[s].length);
   Sum sum = {0.0f, 0.0f};  // thread s sums up slot s
   int first_chunk = 0;
   for (; first_chunk * kChunk < longest; first_chunk += params.chunks) {
@@ -314,12 +318,12 @@ inline void score_item(constant ForwardParams& params, Tensors tensors, Workspac
 
   if (self.index < params.slots && space.slots[self.index].pair >= 0) {
     const float score = filled ? rounded(sum) : problem.empty_score;
-    scores[space.slots[self.index].pair] = space.slots[self.index].span.valid ? score : NAN;
+    scores[space.slots[self.index].pair] = space.slots[self.index].valid ? score : NAN;
   }
   if (argmax)  // what no row has written
     for (int s = 0; s < params.slots; ++s) {
       if (space.slots[s].pair < 0) continue;
-      const int64_t from = space.slots[s].span.valid ? first_chunk * kChunk : 0;
+      const int64_t from = space.slots[s].valid ? first_chunk * kChunk : 0;
       for (int64_t i = from + self.index; i < problem.argmax_width; i += kThreads)
         argmax[space.slots[s].pair * problem.argmax_width + i] = -1;
     }

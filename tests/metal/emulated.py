@@ -164,8 +164,12 @@ def _flags() -> list[str]:
     ]
 
 
+def attempt(command: list[str | Path]) -> subprocess.CompletedProcess:
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+
+
 def run(command: list[str | Path]) -> None:
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    done = attempt(command)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stderr[-4000:]}"
 
 

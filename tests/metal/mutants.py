@@ -63,8 +63,18 @@ MUTANTS = [
         "one document token too far", "forward.h", "if (token < document.length)\n", "if (token <= document.length)\n"
     ),
     Mutant("one winner too far", "forward.h", "c < candidates", "c <= candidates"),
-    Mutant("offsets are trusted", "device.h", "if (from < 0 || from > to || to > side.extent) return span;", ""),
-    Mutant("lengths are trusted", "device.h", "if (length < 0 || length > side.extent) return span;", ""),
+    Mutant(
+        "offsets are trusted",
+        "device.h",
+        "if (from < 0 || from > to || to > side.extent || to - from > kMostTokens) return span;",
+        "",
+    ),
+    Mutant(
+        "lengths are trusted",
+        "device.h",
+        "if (length < 0 || length > side.extent || length > kMostTokens) return span;",
+        "",
+    ),
     Mutant("ids are trusted", "device.h", "if (segment < 0 || segment >= side.count) return span;", ""),
     Mutant("masked tokens win", "forward.h", "if (!space.kept[local]) continue;", ""),
     Mutant("the last of equal tokens wins", "device.h", "return a.index < b.index;", "return a.index > b.index;"),
