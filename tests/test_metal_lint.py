@@ -3,6 +3,7 @@ Address spaces are checked by a compiler that has them, the rest by reading the 
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import tomllib
@@ -14,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests/metal"))
 
 import emulated  # noqa: E402
+import mutants  # noqa: E402
+import traffic  # noqa: E402
 
 KERNELS = ROOT / "maxsim_metal"
 HEADERS = ["backward.h", "device.h", "forward.h", "params.h"]
@@ -158,3 +161,19 @@ def test_build_toml_lists_every_file():
     for section in ("maxsim_metal", "maxsim_cpu_in_metal"):
         assert sections[section]["backend"] == "metal"
         assert [p for p in sections[section]["src"] if not (ROOT / p).is_file()] == []
+
+
+def test_the_table_of_what_is_moved_is_what_was_counted():
+    results = json.loads(traffic.RESULTS.read_text())
+    page = (ROOT / "docs/metal.md").read_text()
+    assert "\n".join(traffic.table(results)) in page
+    for name, counted in results.items():
+        assert counted["documents_read"] == counted["documents_bytes"], name
+        assert counted["scores_written"] == counted["scores_bytes"], name
+        assert counted["argmax_written"] == counted["workspace_written"] == 0, name
+    small = traffic.WORKLOADS["SmallRerank"]
+    assert traffic.count(emulated.load(emulated.build(emulated.OBSERVED)), small) == results["SmallRerank"]
+
+
+def test_the_page_counts_the_mutants():
+    assert f"has {len(mutants.MUTANTS + mutants.HOST_MUTANTS)} small edits" in (ROOT / "docs/metal.md").read_text()
