@@ -9,7 +9,8 @@ from torch import Tensor
 from . import checks
 
 _LOW = 0xFFFFFFFF  # ids live in the low half of a key
-_GROUP = 1024  # scores that one selection looks at; a long row is shared out, or one thread block would have it alone
+# Scores that one selection looks at. A long row is shared out, or one thread block, or one thread, would have it alone.
+_GROUP, _CPU_GROUP = 1 << 10, 1 << 16
 
 
 class Ranking:
@@ -81,7 +82,7 @@ def _flip(bits: Tensor) -> Tensor:
 
 def _greatest(keys: Tensor, k: int) -> Tensor:
     """The ``k`` greatest of each row, descending; fewer where a row is shorter."""
-    width = max(_GROUP, 4 * k)
+    width = max(_CPU_GROUP if keys.device.type == "cpu" else _GROUP, 4 * k)
     while keys.shape[1] > width:
         groups = keys.shape[1] // width
         grouped = keys[:, : groups * width].unflatten(1, (groups, width))
