@@ -49,47 +49,55 @@ __device__ __forceinline__ int64_t pair_of(const ForwardArgs& args, const BlockI
   return args.problem.pairing == Pairing::cross ? owner.query * args.problem.documents.count + target : target;
 }
 
-// A block's owner fills its 32 slots; the query's last block also clears what lies behind it.
-__device__ __forceinline__ void write_winner(const ForwardArgs& args, const BlockInfo& owner, int64_t pair, int token,
-                                             int32_t winner) {
+// A block's owner fills its 32 slots, one a lane; the query's last block also clears what lies behind it.
+__device__ __forceinline__ void write_winners(const ForwardArgs& args, const BlockInfo& owner, int64_t pair, int lane,
+                                              int32_t winner) {
   const int64_t width = args.problem.argmax_width;
   int32_t* out = args.argmax + pair * width;
-  int64_t slot = owner.chunk * kBlockTokens + token;
+  int64_t slot = owner.chunk * kBlockTokens + lane;
   if (slot < width) out[slot] = winner;
   if (owner.chunk + 1 == owner.chunks)
     for (slot += kBlockTokens; slot < width; slot += kBlockTokens) out[slot] = -1;
 }
 
-// The last block of a query to arrive adds all of them, by a tree over block numbers: which one that is never shows.
-__device__ __forceinline__ bool add_blocks(const ForwardArgs& args, const BlockInfo& owner, int64_t target, int lane,
-                                           double& sum) {
+// Sums of blocks on their way to scores, by a whole warp: each lane that `has` one brings its block. Of a query's
+// blocks the last to arrive adds all of them, by a tree over block numbers: which one that is never shows.
+__device__ __forceinline__ void write_sums(const ForwardArgs& args, const BlockInfo& owner, int64_t target, bool has,
+                                           double sum, bool valid, bool any_token) {
   const bool cross = args.problem.pairing == Pairing::cross;
+  const int lane = threadIdx.x % 32;
   const int64_t place = target - args.first;
-  double* partials = args.partials + place * (cross ? args.block_count : args.chunks) + owner.slot - owner.chunk;
-  int32_t* arrivals = args.arrivals + (cross ? owner.query * args.count : 0) + place;
-  int arrived = 0;
-  if (lane == 0) {
-    __stcg(partials + owner.chunk, sum);
-    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(arrived) : "l"(arrivals) : "memory");
-  }
-  if (__shfl_sync(~0u, arrived, 0) + 1 != owner.chunks) return false;
-  __threadfence();
-  sum = 0;
-  for (int first = 0; first < owner.chunks; first += 32) {
-    double part = first + lane < owner.chunks ? __ldcg(partials + first + lane) : 0;
+  const double* partials = nullptr;
+  bool last = has;
+  if (__any_sync(~0u, has && owner.chunks > 1)) {
+    int arrived = owner.chunks - 1;
+    if (has && owner.chunks > 1) {
+      double* own = args.partials + place * (cross ? args.block_count : args.chunks) + owner.slot;
+      __stcg(own, sum);
+      partials = own - owner.chunk;
+      int32_t* arrivals = args.arrivals + (cross ? owner.query * args.count : 0) + place;
+      asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(arrived) : "l"(arrivals) : "memory");
+    }
+    last = has && arrived + 1 == owner.chunks;
+    for (unsigned left = __ballot_sync(~0u, last && owner.chunks > 1); left; left &= left - 1) {
+      const int from = __ffs(left) - 1, chunks = __shfl_sync(~0u, owner.chunks, from);
+      const auto* parts = reinterpret_cast<const double*>(
+          __shfl_sync(~0u, reinterpret_cast<unsigned long long>(partials), from));
+      __threadfence();
+      double total = 0;
+      for (int first = 0; first < chunks; first += 32) {
+        double part = first + lane < chunks ? __ldcg(parts + first + lane) : 0;
 #pragma unroll
-    for (int step = 16; step; step /= 2) part += __shfl_xor_sync(~0u, part, step);
-    sum += part;
+        for (int step = 16; step; step /= 2) part += __shfl_xor_sync(~0u, part, step);
+        total += part;
+      }
+      if (lane == from) sum = total;
+    }
   }
-  return true;
-}
-
-// By a whole warp, with the block's sum in lane 0.
-__device__ __forceinline__ void write_sum(const ForwardArgs& args, const BlockInfo& owner, int64_t target, int64_t pair,
-                                          int lane, double sum, bool valid, bool any_token) {
-  if (owner.chunks > 1 && !add_blocks(args, owner, target, lane, sum)) return;
   const float nan = __int_as_float(0x7fc00000);
-  if (lane == 0) args.scores[pair] = valid ? (any_token ? static_cast<float>(sum) : args.problem.empty_score) : nan;
+  if (last)
+    args.scores[pair_of(args, owner, target)] =
+        valid && owner.valid ? (any_token ? static_cast<float>(sum) : args.problem.empty_score) : nan;
 }
 
 }  // namespace cuda

@@ -34,6 +34,7 @@ void backward(const Problem& problem, const SortedPairs& sorted, const float* gr
 struct Device {
   int major = 0, sms = 0;
   int shared_bytes = 0;  // that a block may have
+  int l2_bytes = 0;
 };
 // Asked of the driver once for each device.
 const Device& current_device();

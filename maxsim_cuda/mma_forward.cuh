@@ -192,13 +192,13 @@ struct MmaConsumer {
     best.reset();
 #pragma unroll
     for (int w = 0; w < C::kWarpsN; ++w) best.take(0, shared.best[w][row], kArgmax ? shared.winner[w][row] : 0);
-    const bool counts = owner.kept >> lane & 1;
-    const int64_t pair = pair_of(args, owner, info.target);
-    const bool valid = !(info.flags & StageInfo::kInvalid) && owner.valid;
-    if (kArgmax) write_winner(args, owner, pair, lane, counts && any_token && valid ? best.winner[0] : -1);
+    const bool counts = owner.kept >> lane & 1, valid = !(info.flags & StageInfo::kInvalid);
+    if (kArgmax)
+      write_winners(args, owner, pair_of(args, owner, info.target), lane,
+                    counts && any_token && valid ? best.winner[0] : -1);
     const float scale = args.problem.normalize ? shared.row_scale[C::kStream ? stage : 0][row] : 1.f;
-    const double sum = sum_lanes<1>(counts ? static_cast<double>(best.best[0] * scale) : 0.);
-    write_sum(args, owner, info.target, pair, lane, sum, valid, any_token);
+    const double sum = sum_lanes(counts ? static_cast<double>(best.best[0] * scale) : 0.);
+    write_sums(args, owner, info.target, lane == 0, sum, valid, any_token);
   }
 };
 

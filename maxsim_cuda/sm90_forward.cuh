@@ -1,8 +1,12 @@
-// Forward on Hopper: a producer warpgroup streams document tiles through a ring in shared memory, math warpgroups
-// multiply them with resident query rows and keep the row maxima in registers. No score tile is ever written.
+// Forward on Hopper: a producer warp streams document tiles through a ring in shared memory, math warpgroups multiply
+// them with resident query rows and keep the row maxima in registers, and a finisher warp turns those into scores. No
+// score tile is ever written.
 #pragma once
 
+#include "ptx/wgmma.cuh"
 #include "row_max.cuh"
+#include "sm90_dense.cuh"
+#include "sm90_finisher.cuh"
 #include "sm90_producer.cuh"
 
 namespace maxsim {
@@ -16,10 +20,12 @@ struct Sm90Consumer {
   int group, warp, lane;
   float products[C::kTiles][C::N / 2];
   RowState<kArgmax> rows[C::kTiles];
+  Ring<C::kQueryBuffers> buffer;
+  Ring<Sm90Shared<C>::kFinished> finished{0, 1};
   bool any_token;  // the open document has kept one so far
 
   __device__ __forceinline__ void issue(int tile, int stage) {
-    const uint32_t a = queries + (group * C::kTiles + tile) * 64 * C::kAtoms * 128;
+    const uint32_t a = queries + buffer.at * C::kQueryBytes + (group * C::kTiles + tile) * 64 * C::kAtoms * 128;
     const uint32_t b = tiles + stage * C::kTileBytes;
     ptx::wgmma_fence();
 #pragma unroll
@@ -36,43 +42,34 @@ struct Sm90Consumer {
                   ColumnScale<kNormalize>{shared.token_scale[stage]});
   }
 
-  __device__ __forceinline__ void finish(int64_t target, bool valid) {
-    const int block = C::kTiles == 1 ? group * 2 + warp / 2 : group * 4 + warp;
-    const BlockInfo& owner = shared.blocks[block];
-    const int64_t pair = pair_of(args, owner, target);
-    double sums[C::kTiles];
+  // Hands the open document's maxima to the finisher, each block's 32 tokens together.
+  __device__ __forceinline__ void hand_over(int64_t target, int flags) {
+    ptx::mbarrier_wait(&shared.finished_empty[finished.at], finished.phase);
 #pragma unroll
     for (int tile = 0; tile < C::kTiles; ++tile) {
       rows[tile].reduce();
-      float value[2];
+      const int first = C::kTiles == 1 ? group * 64 + warp * 16 : (group * 4 + warp) * kBlockTokens + tile * 16;
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int token = (C::kTiles == 1 ? warp % 2 : tile) * 16 + lane / 4 + r * 8;
-        const bool counts = owner.kept >> token & 1;
-        const float scale = kNormalize ? shared.row_scale[block_row<C>(block, token)] : 1.f;
-        value[r] = counts ? rows[tile].best[r] * scale : 0.f;
-        if (kArgmax && owner.query >= 0 && lane % 4 == 0)
-          write_winner(args, owner, pair, token, counts && any_token ? rows[tile].winner[r] : -1);
-      }
-      sums[tile] = sum_lanes<4>(static_cast<double>(value[0]) + value[1]);
+      for (int r = 0; r < 2; ++r)
+        if (lane % 4 == 0) {
+          shared.maxima[finished.at][first + r * 8 + lane / 4] = rows[tile].best[r];
+          if (kArgmax) shared.winners[finished.at][first + r * 8 + lane / 4] = rows[tile].winner[r];
+        }
+      rows[tile].reset();
     }
-    double sum = sums[0];
-    if (C::kTiles == 2) {
-      sum += sums[C::kTiles - 1];
-    } else {
-      const int barrier = 1 + group * 2 + warp / 2;
-      if (lane == 0) shared.halves[group * 4 + warp] = sum;
-      asm volatile("bar.sync %0, 64;" ::"r"(barrier) : "memory");
-      sum = shared.halves[group * 4 + warp / 2 * 2] + shared.halves[group * 4 + warp / 2 * 2 + 1];
-      asm volatile("bar.sync %0, 64;" ::"r"(barrier) : "memory");
-      if (warp % 2) return;
-    }
-    if (owner.query >= 0) write_sum(args, owner, target, pair, lane, sum, valid && owner.valid, any_token);
+    close(target, flags | (any_token ? StageInfo::kAnyToken : 0));
+    any_token = false;
+  }
+  __device__ __forceinline__ void close(int64_t target, int flags) {
+    if (group == 0 && warp == 0 && lane == 0) shared.finished[finished.at] = {target, flags, buffer.at};
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(&shared.finished_full[finished.at]);
+    finished.advance();
   }
 
-  __device__ __forceinline__ void wait_stage(const Ring& ring) {
-    ptx::mbarrier_wait(&shared.full[ring.stage], ring.phase);
-    if (kNormalize && args.tma) ptx::mbarrier_wait(&shared.scaled[ring.stage], ring.phase);
+  __device__ __forceinline__ void wait_stage(const Ring<C::kStages>& ring) {
+    ptx::mbarrier_wait(&shared.full[ring.at], ring.phase);
+    if (kNormalize && args.tma) ptx::mbarrier_wait(&shared.scaled[ring.at], ring.phase);
   }
 
   // The same in every lane: what makes control flow around wgmma uniform for the compiler too.
@@ -84,16 +81,11 @@ struct Sm90Consumer {
     const int64_t target = shared.stages[stage].target;
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(&shared.empty[stage]);
-    if (!(flags & StageInfo::kLast)) return;
-    finish(target, !(flags & StageInfo::kInvalid));
-    any_token = false;
-#pragma unroll
-    for (int tile = 0; tile < C::kTiles; ++tile) rows[tile].reset();
+    if (flags & StageInfo::kLast) hand_over(target, flags & (StageInfo::kInvalid | StageInfo::kRelease));
   }
 
   __device__ __forceinline__ void run() {
-    Ring ring;
-    int query_phase = 0;
+    Ring<C::kStages> ring;
     any_token = false;
 #pragma unroll
     for (int tile = 0; tile < C::kTiles; ++tile) rows[tile].reset();
@@ -102,17 +94,14 @@ struct Sm90Consumer {
     while (true) {
       if (!primed) {
         wait_stage(ring);
-        flags = flags_of(ring.stage);
-        if (flags & StageInfo::kEnd) return;
-        if (flags & StageInfo::kNewQueries) {
-          ptx::mbarrier_wait(&shared.queries_full, query_phase);
-          query_phase ^= 1;
-        }
+        flags = flags_of(ring.at);
+        if (flags & StageInfo::kEnd) break;
+        if (flags & StageInfo::kNewQueries) ptx::mbarrier_wait(&shared.queries_full[buffer.at], buffer.phase);
 #pragma unroll
-        for (int tile = 0; tile < C::kTiles; ++tile) issue(tile, ring.stage);
+        for (int tile = 0; tile < C::kTiles; ++tile) issue(tile, ring.at);
       }
-      Ring next = ring;
-      next.advance<C::kStages>();
+      Ring<C::kStages> next = ring;
+      next.advance();
       int ahead = 0;
       bool follows = false;
       // Each row tile's next product is in flight while the other tile's max is taken. `follows` is shuffled where it
@@ -121,27 +110,30 @@ struct Sm90Consumer {
       for (int tile = 0; tile < C::kTiles; ++tile) {
         ptx::wgmma_wait<C::kTiles - 1>();
         ptx::wgmma_settled(products[tile]);
-        take_maxima(tile, flags, ring.stage);
+        take_maxima(tile, flags, ring.at);
         if (tile == 0) {
           follows = !(__shfl_sync(~0u, flags, 0) & StageInfo::kRelease);
-          const Ring look = follows ? next : ring;
+          const Ring<C::kStages> look = follows ? next : ring;
           wait_stage(look);
-          ahead = flags_of(look.stage);
+          ahead = flags_of(look.at);
         }
         if (follows)
-          issue(tile, next.stage);
+          issue(tile, next.at);
         else
           ptx::wgmma_commit();
       }
-      leave(ring.stage, flags);
+      leave(ring.at, flags);
       if (!follows) {
         __syncwarp();
-        if (lane == 0) ptx::mbarrier_arrive(&shared.queries_empty);
+        if (lane == 0) ptx::mbarrier_arrive(&shared.queries_empty[buffer.at]);
+        buffer.advance();
       }
       primed = follows;
       flags = ahead;
       ring = next;
     }
+    ptx::mbarrier_wait(&shared.finished_empty[finished.at], finished.phase);
+    close(0, StageInfo::kEnd);
   }
 };
 
@@ -149,23 +141,23 @@ struct Sm90Consumer {
 template <class C, class T>
 __device__ __forceinline__ void scale_stages(Sm90Shared<C>& shared, const char* queries, const char* tiles,
                                              int thread) {
-  constexpr int kThreads = 96;
-  Ring ring;
-  int query_phase = 0;
+  Ring<C::kStages> ring;
+  Ring<C::kQueryBuffers> buffer;
   while (true) {
-    ptx::mbarrier_wait(&shared.full[ring.stage], ring.phase);
-    const int flags = shared.stages[ring.stage].flags;
+    ptx::mbarrier_wait(&shared.full[ring.at], ring.phase);
+    const int flags = shared.stages[ring.at].flags;
     if (flags & StageInfo::kNewQueries) {
-      ptx::mbarrier_wait(&shared.queries_full, query_phase);
-      query_phase ^= 1;
-      for (int row = thread; row < C::kRows; row += kThreads)
-        shared.row_scale[row] = inverse_norm_of<C, T>(queries + row / 64 * 64 * C::kAtoms * 128, 64, row % 64);
+      ptx::mbarrier_wait(&shared.queries_full[buffer.at], buffer.phase);
+      const char* rows = queries + buffer.at * C::kQueryBytes;
+      for (int row = thread; row < C::kRows; row += kScaleThreads)
+        shared.row_scale[buffer.at][row] = inverse_norm_of<C, T>(rows + row / 64 * 64 * C::kAtoms * 128, 64, row % 64);
+      buffer.advance();
     }
-    for (int row = thread; row < C::N; row += kThreads)
-      shared.token_scale[ring.stage][row] = inverse_norm_of<C, T>(tiles + ring.stage * C::kTileBytes, C::N, row);
-    ptx::mbarrier_arrive(&shared.scaled[ring.stage]);
+    for (int row = thread; row < C::N; row += kScaleThreads)
+      shared.token_scale[ring.at][row] = inverse_norm_of<C, T>(tiles + ring.at * C::kTileBytes, C::N, row);
+    ptx::mbarrier_arrive(&shared.scaled[ring.at]);
     if (flags & StageInfo::kEnd) return;
-    ring.advance<C::kStages>();
+    ring.advance();
   }
 }
 
@@ -177,37 +169,38 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
   __shared__ Sm90Shared<C> shared;
   static_assert((C::kSharedBytes + sizeof(Sm90Shared<C>) + 1024) * C::kPerSm <= 228 * 1024, "what a block can have");
   char* queries = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(dynamic) + 1023) & ~uintptr_t{1023});
-  char* tiles = queries + C::kQueryBytes;
+  char* tiles = queries + C::kQueryBuffers * C::kQueryBytes;
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == C::kGroups * 128 && args.tma) {
     ptx::tma_prefetch(&document_map);
     ptx::tma_prefetch(&query_map);
-    ptx::tma_prefetch(&tail_map);
   }
-  if (threadIdx.x == 0) {
-    const int loaders = args.tma ? 1 : 4;
-    for (int i = 0; i < C::kStages; ++i) {
-      ptx::mbarrier_init(&shared.full[i], loaders);
-      ptx::mbarrier_init(&shared.empty[i], C::kGroups * 4);
-      ptx::mbarrier_init(&shared.scaled[i], 96);
-    }
-    ptx::mbarrier_init(&shared.queries_full, loaders);
-    ptx::mbarrier_init(&shared.queries_empty, C::kGroups * 4);
-    ptx::mbarrier_init_fence();
-  }
-  __syncthreads();
-  if (group == C::kGroups) {
-    if (C::kGroups == 2) asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
-    if (warp == 0 || !args.tma) {
-      Sm90Producer<C, T, kNormalize>{args, query_map, document_map, tail_map, shared, queries, tiles, warp, lane}.run();
-    } else if (kNormalize) {
-      scale_stages<C, T>(shared, queries, tiles, threadIdx.x % 128 - 32);
-    }
-  } else {
-    if (C::kGroups == 2) asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
+  // The producer starts on the barriers that it made; the others wait until they are there.
+  constexpr int kProducerThread = C::kGroups * 128 + kProducerWarp * 32;
+  if (threadIdx.x == kProducerThread) shared.init(args.tma);
+  __syncwarp();
+  if (args.tma && group == C::kGroups && warp == kProducerWarp)
+    asm volatile("bar.arrive 1, %0;" ::"n"(C::kThreads) : "memory");
+  else
+    asm volatile("bar.sync 1, %0;" ::"n"(C::kThreads) : "memory");
+  if (group < C::kGroups) {
+    if (C::kMathRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::kMathRegisters));
     Sm90Consumer<C, T, kArgmax, kNormalize>{
         args, shared, ptx::shared_address(queries), ptx::shared_address(tiles), group, warp, lane}
         .run();
+    return;
+  }
+  if (C::kMathRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(C::kOtherRegisters));
+  if (warp == kFinisherWarp) {
+    Sm90Finisher<C, kArgmax, kNormalize>{args, shared, lane}.run();
+  } else if (warp == kProducerWarp || !args.tma) {
+    const Sm90Maps maps{query_map, document_map, tail_map};
+    if (args.dense)
+      Sm90DenseProducer<C>(args, maps, shared, queries, tiles, warp, lane).run();
+    else
+      Sm90Producer<C, T, kNormalize>(args, maps, shared, queries, tiles, warp, lane).run();
+  } else if (kNormalize) {
+    scale_stages<C, T>(shared, queries, tiles, threadIdx.x % 128 - 64);
   }
 }
 

@@ -47,6 +47,13 @@ bool describe(const Segments& side, int box_rows, CUtensorMap* map) {
                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
+bool dense(const Problem& problem) {
+  const auto plain = [](const Segments& side) {
+    return !side.packed() && !side.lengths && !side.mask && side.count < INT32_MAX && side.extent < INT32_MAX;
+  };
+  return problem.pairing != Pairing::list && plain(problem.queries) && plain(problem.documents);
+}
+
 template <class C, class T, bool kArgmax, bool kNormalize>
 void launch(const ForwardArgs& args, cudaStream_t stream) {
   const auto kernel = sm90_forward<C, T, kArgmax, kNormalize>;
@@ -58,17 +65,31 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   (void)ready;
   CUtensorMap query_map{}, document_map{}, tail_map{};
   Sm90Args mapped{args};
-  mapped.tma = describe(args.problem.queries, 16, &query_map) &&
+  mapped.tma = describe(args.problem.queries, C::kQueryBoxRows, &query_map) &&
                describe(args.problem.documents, C::N, &document_map) && describe(args.problem.documents, 8, &tail_map);
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
-  kernel<<<static_cast<unsigned>(std::min<int64_t>(units, int64_t{current_device().sms} * C::kPerSm)), C::kThreads, C::kSharedBytes,
-           stream>>>(mapped, query_map, document_map, tail_map);
+  // A short stream that is read once leaves L2 to others: their dirty lines need not be written back to make room. A
+  // long one fills L2 whatever it says, and is 2 to 5 % slower for saying so.
+  const Segments& documents = args.problem.documents;
+  const int64_t rows = documents.packed() ? documents.extent : documents.count * documents.extent;
+  mapped.pass_through = (args.problem.pairing == Pairing::slab || (cross && units == args.count)) &&
+                        rows * documents.dim * 2 < int64_t{2} * current_device().l2_bytes;
+  mapped.dense = mapped.tma && units < INT32_MAX && dense(args.problem);
+  mapped.dense_units = static_cast<uint32_t>(units);
+  // As few blocks as share the work as evenly: none is left with a last unit of its own.
+  const int64_t places = int64_t{current_device().sms} * C::kPerSm, share = std::max<int64_t>(1, ceil_div(units, places));
+  kernel<<<static_cast<unsigned>(ceil_div(units, share)), C::kThreads, C::kSharedBytes, stream>>>(
+      mapped, query_map, document_map, tail_map);
   check(cudaGetLastError(), "sm90_forward");
 }
 
-// Columns that tiles of N spend on a document, with the cost of a tile's start counted as eight more.
-int64_t tile_cost(int64_t length, int64_t n) { return ceil_div(std::max<int64_t>(length, 1), n) * (n + 8); }
+// Whether tiles of kFirst columns spend fewer than those of kSecond, with the cost of a tile's start counted as eight.
+template <int kFirst, int kSecond>
+bool wastes_less(int64_t length) {
+  const auto cost = [&](int64_t n) { return ceil_div(std::max<int64_t>(length, 1), n) * (n + 8); };
+  return cost(kFirst) < cost(kSecond);
+}
 
 template <int kAtoms, class T, bool kArgmax, bool kNormalize>
 void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
@@ -79,17 +100,19 @@ void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
   const int64_t average =
       queries.packed() ? ceil_div(queries.extent, std::max<int64_t>(queries.count, 1)) : queries.extent;
   const int64_t blocks = cross ? args.block_count : ceil_div(average, kBlockTokens);
-  if (blocks <= 2) return launch<Sm90Lean<kAtoms>, T, kArgmax, kNormalize>(args, stream);
-  if (blocks <= 4) return launch<Sm90Middle<kAtoms>, T, kArgmax, kNormalize>(args, stream);
   const int64_t length =
       documents.packed() ? ceil_div(documents.extent, std::max<int64_t>(documents.count, 1)) : documents.extent;
-  // Winners and factors take the registers that the widest tile would need.
-  if constexpr (!kArgmax && !kNormalize)
-    if (tile_cost(length, 152) < std::min(tile_cost(length, 104), tile_cost(length, 128)))
-      return launch<Sm90Wide<kAtoms, 152>, T, kArgmax, kNormalize>(args, stream);
-  if (tile_cost(length, 128) <= tile_cost(length, 104))
-    return launch<Sm90Wide<kAtoms, 128>, T, kArgmax, kNormalize>(args, stream);
-  launch<Sm90Wide<kAtoms, 104>, T, kArgmax, kNormalize>(args, stream);
+  if (blocks <= 2) return launch<Sm90Lean<kAtoms>, T, kArgmax, kNormalize>(args, stream);
+  if (blocks <= 4) {
+    if (wastes_less<112, 128>(length)) return launch<Sm90Middle<kAtoms, 112>, T, kArgmax, kNormalize>(args, stream);
+    return launch<Sm90Middle<kAtoms, 128>, T, kArgmax, kNormalize>(args, stream);
+  }
+  if constexpr (kArgmax || kNormalize) {
+    if (wastes_less<104, 128>(length)) return launch<Sm90Paired<kAtoms, 104>, T, kArgmax, kNormalize>(args, stream);
+    launch<Sm90Paired<kAtoms, 128>, T, kArgmax, kNormalize>(args, stream);
+  } else {
+    launch<Sm90Wide<kAtoms>, T, kArgmax, kNormalize>(args, stream);
+  }
 }
 
 template <int kAtoms, class T>

@@ -57,26 +57,26 @@ struct Wgmma;
   MAXSIM_REGS_32       \
   ", "                 \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51"
-#define MAXSIM_REGS_64 \
+#define MAXSIM_REGS_56 \
   MAXSIM_REGS_52       \
   ", "                 \
-  "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define MAXSIM_REGS_76 \
-  MAXSIM_REGS_64       \
+  "%52, %53, %54, %55"
+#define MAXSIM_REGS_64 \
+  MAXSIM_REGS_56       \
   ", "                 \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75"
+  "%56, %57, %58, %59, %60, %61, %62, %63"
 #define MAXSIM_ACCS_32                                                                                                \
   MAXSIM_ACC4(0), MAXSIM_ACC4(4), MAXSIM_ACC4(8), MAXSIM_ACC4(12), MAXSIM_ACC4(16), MAXSIM_ACC4(20), MAXSIM_ACC4(24), \
       MAXSIM_ACC4(28)
 #define MAXSIM_ACCS_52 \
   MAXSIM_ACCS_32, MAXSIM_ACC4(32), MAXSIM_ACC4(36), MAXSIM_ACC4(40), MAXSIM_ACC4(44), MAXSIM_ACC4(48)
-#define MAXSIM_ACCS_64 MAXSIM_ACCS_52, MAXSIM_ACC4(52), MAXSIM_ACC4(56), MAXSIM_ACC4(60)
-#define MAXSIM_ACCS_76 MAXSIM_ACCS_64, MAXSIM_ACC4(64), MAXSIM_ACC4(68), MAXSIM_ACC4(72)
+#define MAXSIM_ACCS_56 MAXSIM_ACCS_52, MAXSIM_ACC4(52)
+#define MAXSIM_ACCS_64 MAXSIM_ACCS_56, MAXSIM_ACC4(56), MAXSIM_ACC4(60)
 
 MAXSIM_WGMMA_BOTH(64, MAXSIM_REGS_32, "%32", "%33", "%34", MAXSIM_ACCS_32)
 MAXSIM_WGMMA_BOTH(104, MAXSIM_REGS_52, "%52", "%53", "%54", MAXSIM_ACCS_52)
+MAXSIM_WGMMA_BOTH(112, MAXSIM_REGS_56, "%56", "%57", "%58", MAXSIM_ACCS_56)
 MAXSIM_WGMMA_BOTH(128, MAXSIM_REGS_64, "%64", "%65", "%66", MAXSIM_ACCS_64)
-MAXSIM_WGMMA_BOTH(152, MAXSIM_REGS_76, "%76", "%77", "%78", MAXSIM_ACCS_76)
 
 #undef MAXSIM_ACC4
 #undef MAXSIM_WGMMA
@@ -84,11 +84,11 @@ MAXSIM_WGMMA_BOTH(152, MAXSIM_REGS_76, "%76", "%77", "%78", MAXSIM_ACCS_76)
 #undef MAXSIM_REGS_32
 #undef MAXSIM_REGS_52
 #undef MAXSIM_REGS_64
-#undef MAXSIM_REGS_76
+#undef MAXSIM_REGS_56
 #undef MAXSIM_ACCS_32
 #undef MAXSIM_ACCS_52
 #undef MAXSIM_ACCS_64
-#undef MAXSIM_ACCS_76
+#undef MAXSIM_ACCS_56
 
 }  // namespace ptx
 }  // namespace maxsim

@@ -1,0 +1,101 @@
+// Producer of the Hopper forward for the plain case: both sides padded, every token kept, all pairs of a cross product
+// or of slabs. Which tile comes next is counted, not looked up: the first tile is on its way after some hundred
+// cycles, where a short call would otherwise wait longer for its description than for its data.
+#pragma once
+
+#include "sm90_feed.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+template <class C>
+struct Sm90DenseProducer : Sm90Feed<C> {
+  using Sm90Feed<C>::Sm90Feed;
+
+  __device__ __forceinline__ void run() {
+    const Sm90Args& args = this->args;
+    const bool cross = args.problem.pairing == Pairing::cross;
+    // Cross: units are documents within groups. Slab: documents of a query, of which there is one to a group.
+    const uint32_t inner = cross ? static_cast<uint32_t>(args.count) : args.problem.documents.inner;
+    const uint32_t units = args.dense_units, blocks = gridDim.x, block = blockIdx.x;
+    const bool deal = cross && units == inner;
+    const uint32_t share = units / blocks, extra = units % blocks;
+    uint32_t unit = deal ? block : block * share + min(block, extra);
+    const uint32_t to = deal ? units : unit + share + (block < extra), step = deal ? blocks : 1;
+    uint32_t group = deal ? 0 : unit / inner, document = unit - group * inner;
+    const int length = static_cast<int>(args.problem.documents.extent);
+    const int parts = cross ? 1 : (args.chunks + C::kBlocks - 1) / C::kBlocks;
+    bool new_group = true;
+    for (; unit < to; unit += step) {
+      const bool ends = unit + step >= to || (!deal && document + 1 == inner);
+      for (int part = 0; part < parts; ++part) {
+        stream(cross, group, part, document, unit, length, new_group || parts > 1, ends || parts > 1);
+      }
+      new_group = ends;
+      document += step;
+      if (!deal && document == inner) document = 0, ++group;
+    }
+    this->acquire();
+    this->publish(StageInfo::kEnd, 0, 0, 0);
+  }
+
+  __device__ __forceinline__ void stream(bool cross, uint32_t group, int part, uint32_t document, uint32_t unit,
+                                         int length, bool new_queries, bool release) {
+    int flags = new_queries ? StageInfo::kNewQueries : 0;
+    const int64_t target = this->args.first + (cross ? document : unit);
+    for (int from = 0;; from += C::N) {
+      const bool last = from + C::N >= length;
+      const int first = last && length >= C::N ? length - C::N : from, rows = min(C::N, length - first);
+      if (last) flags |= StageInfo::kLast | (release ? StageInfo::kRelease : 0);
+      this->acquire();
+      if (rows == C::N)
+        flags |= StageInfo::kFull | StageInfo::kAnyToken;
+      else
+        flags |= keep_first(rows);
+      const int inner = cross ? 0 : static_cast<int>(document);
+      const int outer = cross ? static_cast<int>(target) : static_cast<int>(group);
+      this->copy_tile(flags, first, rows, target, first, inner, outer);
+      this->ring.advance();
+      if (from == 0 && new_queries) load_queries(cross, group, part);  // behind the tile that takes longer to come
+      if (last) return;
+      flags = 0;
+    }
+  }
+
+  __device__ __forceinline__ int keep_first(int rows) {
+    if (this->lane < 5)
+      this->shared.stages[this->ring.at].bits[this->lane] =
+          rows >= this->lane * 32 + 32 ? ~0u : (1u << max(0, rows - this->lane * 32)) - 1;
+    __syncwarp();
+    return rows > 0 ? StageInfo::kAnyToken : 0;
+  }
+
+  __device__ __forceinline__ void load_queries(bool cross, uint32_t group, int part) {
+    const ForwardArgs& args = this->args;
+    const uint32_t chunks = args.chunks, lane = this->lane;
+    BlockInfo info;
+    uint32_t chunk = part * C::kBlocks + lane, query = group;
+    if (cross) {
+      const uint32_t block = group * C::kBlocks + lane;
+      query = block / chunks;
+      chunk = block - query * chunks;
+      info.slot = block;
+    } else {
+      info.slot = chunk;
+    }
+    if (lane < C::kBlocks && query < args.problem.queries.count && chunk < chunks) {
+      const int rows = min(kBlockTokens, static_cast<int>(args.problem.queries.extent) - static_cast<int>(chunk) * 32);
+      info.query = query;
+      info.chunk = chunk;
+      info.chunks = chunks;
+      info.row = chunk * kBlockTokens;
+      info.kept = rows < 32 ? (1u << max(rows, 0)) - 1 : ~0u;
+    }
+    this->acquire_queries();
+    this->copy_queries(info, false);
+    this->buffer.advance();
+  }
+};
+
+}  // namespace cuda
+}  // namespace maxsim

@@ -1,0 +1,108 @@
+// How tiles and queries get into shared memory through tensor maps: what both producers of the Hopper forward do.
+#pragma once
+
+#include "blocks.cuh"
+#include "ptx/tma.cuh"
+#include "sm90_shared.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+struct Sm90Maps {
+  const CUtensorMap& queries;    // boxes of kQueryBoxRows
+  const CUtensorMap& documents;  // boxes of N rows
+  const CUtensorMap& tails;      // boxes of 8 rows
+};
+
+template <class C>
+struct Sm90Feed {
+  const Sm90Args& args;
+  const Sm90Maps maps;
+  Sm90Shared<C>& shared;
+  char* queries;
+  char* tiles;
+  int warp, lane;
+  Ring<C::kStages> ring{0, 1};
+  Ring<C::kQueryBuffers> buffer{0, 1};
+  const uint64_t document_policy, query_policy;
+
+  __device__ __forceinline__ Sm90Feed(const Sm90Args& args_, const Sm90Maps& maps_, Sm90Shared<C>& shared_,
+                                      char* queries_, char* tiles_, int warp_, int lane_)
+      : args(args_), maps(maps_), shared(shared_), queries(queries_), tiles(tiles_), warp(warp_), lane(lane_),
+        document_policy(args_.pass_through ? ptx::pass_through_l2() : ptx::keep_in_l2()),
+        query_policy(ptx::keep_in_l2()) {}
+
+  __device__ __forceinline__ char* tile() const { return tiles + ring.at * C::kTileBytes; }
+  __device__ __forceinline__ char* query_buffer() const { return queries + buffer.at * C::kQueryBytes; }
+
+  __device__ __forceinline__ void acquire() { ptx::mbarrier_wait(&shared.empty[ring.at], ring.phase); }
+  __device__ __forceinline__ void acquire_queries() {
+    ptx::mbarrier_wait(&shared.queries_empty[buffer.at], buffer.phase);
+  }
+
+  // The stage's description goes out with the arrival that counts its bytes.
+  __device__ __forceinline__ void publish(int flags, int first, int64_t target, int bytes) {
+    if (lane == 0) {
+      if (warp == kProducerWarp) {
+        StageInfo& info = shared.stages[ring.at];
+        info.flags = flags;
+        info.first_token = first;
+        info.target = target;
+      }
+      if (bytes)
+        ptx::mbarrier_arrive_expect(&shared.full[ring.at], bytes);
+      else
+        ptx::mbarrier_arrive(&shared.full[ring.at]);
+    }
+  }
+
+  // One tile, described already but for its bytes. Row 0 of the tile is row `row` of the map.
+  __device__ __forceinline__ void copy_tile(int flags, int first, int rows, int64_t target, int row, int inner,
+                                            int outer) {
+    uint64_t* barrier = &shared.full[ring.at];
+    if (rows == C::N) {
+      publish(flags, first, target, C::kTileBytes);
+      if (lane == 0)
+#pragma unroll
+        for (int atom = 0; atom < C::kAtoms; ++atom)
+          ptx::tma_load(tile() + atom * C::N * 128, &maps.documents, barrier, atom * kAtom, row, inner, outer,
+                        document_policy);
+    } else {
+      const int boxes = (max(rows, 0) + 7) / 8;
+      publish(flags, first, target, boxes * 8 * C::kAtoms * 128);
+      __syncwarp();  // no byte may arrive before its count
+      if (lane < boxes)
+#pragma unroll
+        for (int atom = 0; atom < C::kAtoms; ++atom)
+          ptx::tma_load(tile() + atom * C::N * 128 + lane * 1024, &maps.tails, barrier, atom * kAtom, row + lane * 8,
+                        inner, outer, document_policy);
+    }
+    __syncwarp();
+  }
+
+  // Block b's rows are described by lane b. Boxes of as many rows as lie together, a lane each.
+  __device__ __forceinline__ void copy_queries(const BlockInfo& info, bool packed) {
+    constexpr int kParts = kBlockTokens / C::kQueryBoxRows, kBoxes = C::kBlocks * C::kAtoms * kParts;
+    const unsigned present = __ballot_sync(~0u, lane < C::kBlocks && info.query >= 0 && info.kept);
+    const int query = packed ? 0 : static_cast<int>(info.query);
+    uint64_t* barrier = &shared.queries_full[buffer.at];
+    if (lane < C::kBlocks) shared.blocks[buffer.at][lane] = info;
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive_expect(barrier, __popc(present) * kBlockTokens * C::kAtoms * 128);
+    __syncwarp();
+#pragma unroll
+    for (int first = 0; first < kBoxes; first += 32) {
+      const int box = first + lane, part = box % kParts, atom = box / kParts % C::kAtoms;
+      const int block = box / (kParts * C::kAtoms), token = part * C::kQueryBoxRows;
+      const int from = __shfl_sync(~0u, info.row, block % 32) + token, outer = __shfl_sync(~0u, query, block % 32);
+      if (box < kBoxes && (present >> block & 1)) {
+        const int row = block_row<C>(block, token);
+        ptx::tma_load(query_buffer() + row / 64 * 64 * C::kAtoms * 128 + atom * 64 * 128 + row % 64 * 128,
+                      &maps.queries, barrier, atom * kAtom, from, 0, outer, query_policy);
+      }
+    }
+  }
+};
+
+}  // namespace cuda
+}  // namespace maxsim

@@ -1,0 +1,74 @@
+// From row maxima to scores: one warp of the Hopper forward adds, scales and writes while the math goes on.
+#pragma once
+
+#include "blocks.cuh"
+#include "sm90_shared.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+template <class C, bool kArgmax, bool kNormalize>
+struct Sm90Finisher {
+  static constexpr int kFinished = Sm90Shared<C>::kFinished;
+  static constexpr int kLanes = 4, kTokens = kBlockTokens / kLanes;  // lanes a block, tokens a lane
+  static_assert(C::kBlocks * kLanes <= 32, "a warp takes all blocks at once");
+
+  const ForwardArgs& args;
+  Sm90Shared<C>& shared;
+  int lane;
+
+  __device__ __forceinline__ void run() {
+    Ring<kFinished> ring;
+    while (true) {
+      ptx::mbarrier_wait(&shared.finished_full[ring.at], ring.phase);
+      const Finished done = shared.finished[ring.at];
+      if (done.flags & StageInfo::kEnd) return;
+      const bool valid = !(done.flags & StageInfo::kInvalid), any_token = done.flags & StageInfo::kAnyToken;
+      if (kArgmax) write_all_winners(done, ring.at, valid && any_token);
+      const int block = min(lane / kLanes, C::kBlocks - 1);
+      const BlockInfo owner = shared.blocks[done.buffer][block];
+      double sum = add_tokens(owner, block, done.buffer, ring.at);
+      __syncwarp();  // every lane has read
+      if (lane == 0) {
+        ptx::mbarrier_arrive(&shared.finished_empty[ring.at]);
+        if (done.flags & StageInfo::kRelease) ptx::mbarrier_arrive(&shared.queries_empty[done.buffer]);
+      }
+      const bool has = lane % kLanes == 0 && lane < C::kBlocks * kLanes && owner.query >= 0;
+      write_sums(args, owner, done.target, has, sum, valid, any_token);
+      ring.advance();
+    }
+  }
+
+  __device__ __forceinline__ double add_tokens(const BlockInfo& owner, int block, int buffer, int slot) const {
+    const int first = lane % kLanes * kTokens;
+    const float4* from = reinterpret_cast<const float4*>(&shared.maxima[slot][block * kBlockTokens + first]);
+    double sum = 0;
+#pragma unroll
+    for (int i = 0; i < kTokens / 4; ++i) {
+      const float4 four = from[i];
+      const float value[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int token = first + i * 4 + k;
+        const float scale = kNormalize ? shared.row_scale[buffer][block_row<C>(block, token)] : 1.f;
+        sum += owner.kept >> token & 1 ? static_cast<double>(value[k] * scale) : 0.;
+      }
+    }
+#pragma unroll
+    for (int step = 1; step < kLanes; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    return sum;
+  }
+
+  __device__ __forceinline__ void write_all_winners(const Finished& done, int slot, bool has_winners) const {
+    for (int block = 0; block < C::kBlocks; ++block) {
+      const BlockInfo& owner = shared.blocks[done.buffer][block];
+      if (owner.query < 0) continue;
+      const bool counts = owner.kept >> lane & 1;
+      write_winners(args, owner, pair_of(args, owner, done.target), lane,
+                    counts && has_winners ? shared.winners[slot][block * kBlockTokens + lane] : -1);
+    }
+  }
+};
+
+}  // namespace cuda
+}  // namespace maxsim

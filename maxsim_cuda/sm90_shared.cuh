@@ -1,0 +1,93 @@
+// What the warps of the Hopper forward share: barriers, descriptions, and rows on their way to scores.
+#pragma once
+
+#include "ptx/mbarrier.cuh"
+#include "sm90_config.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+// The roles of the last warpgroup's warps; the others are math warpgroups. Loaders take no part where tensor maps do,
+// and then compute the factors of normalisation.
+constexpr int kProducerWarp = 0, kFinisherWarp = 1, kLoaderWarps = 2;
+constexpr int kScaleThreads = kLoaderWarps * 32, kLoaderThreads = 32 + kScaleThreads;
+
+// A document that has met resident queries.
+struct Finished {
+  int64_t target;
+  int32_t flags;  // StageInfo's kEnd, kInvalid, kAnyToken and kRelease
+  int32_t buffer;
+};
+
+template <class C>
+struct Sm90Shared {
+  static constexpr int kFinished = 2;  // so that math goes on while the finisher writes
+  uint64_t full[C::kStages], empty[C::kStages], scaled[C::kStages];
+  uint64_t queries_full[C::kQueryBuffers], queries_empty[C::kQueryBuffers];
+  uint64_t finished_full[kFinished], finished_empty[kFinished];
+  StageInfo stages[C::kStages];
+  BlockInfo blocks[C::kQueryBuffers][C::kBlocks];
+  Finished finished[kFinished];
+  float token_scale[C::kStages][C::N];
+  float row_scale[C::kQueryBuffers][C::kRows];
+  alignas(16) float maxima[kFinished][C::kRows];  // [block][token]
+  int32_t winners[kFinished][C::kRows];
+
+  __device__ __forceinline__ void init(bool tma) {
+    const int loaders = tma ? 1 : 1 + kLoaderWarps;
+    for (int i = 0; i < C::kStages; ++i) {
+      ptx::mbarrier_init(&full[i], loaders);
+      ptx::mbarrier_init(&empty[i], C::kGroups * 4);
+      ptx::mbarrier_init(&scaled[i], kScaleThreads);
+    }
+    for (int i = 0; i < C::kQueryBuffers; ++i) {
+      ptx::mbarrier_init(&queries_full[i], loaders);
+      ptx::mbarrier_init(&queries_empty[i], C::kGroups * 4 + 1);  // and the finisher
+    }
+    for (int i = 0; i < kFinished; ++i) {
+      ptx::mbarrier_init(&finished_full[i], C::kGroups * 4);
+      ptx::mbarrier_init(&finished_empty[i], 1);
+    }
+    ptx::mbarrier_init_fence();
+  }
+};
+
+// A place in a ring of stages or buffers, and the parity of its barriers.
+template <int kCount>
+struct Ring {
+  int at = 0, phase = 0;
+  __device__ __forceinline__ void advance() {
+    if (++at == kCount) at = 0, phase ^= 1;
+  }
+};
+
+// Where token t of block b sits. With two row tiles a warp owns a block, 16 tokens in each tile; with one, two warps
+// do.
+template <class C>
+__device__ __forceinline__ int block_row(int block, int token) {
+  if (C::kTiles == 1) return block * kBlockTokens + token;
+  return (block / 4) * 128 + (token / 16) * 64 + (block % 4) * 16 + token % 16;
+}
+
+// Byte offset of a 16-byte chunk in a [rows][kAtoms x 128 B] operand whose atoms are `rows` x 128 B, swizzled.
+__device__ __forceinline__ int swizzled(int rows, int row, int chunk) {
+  return (chunk / 8) * rows * 128 + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
+}
+
+// Factors of normalisation, taken from the tiles in shared memory by warps that have nothing else to do.
+template <class C, class T>
+__device__ __forceinline__ float inverse_norm_of(const char* operand, int rows, int row) {
+  float square = 0.f;
+#pragma unroll 4
+  for (int chunk = 0; chunk < C::kAtoms * 8; ++chunk) {
+    const uint4 value = *reinterpret_cast<const uint4*>(operand + swizzled(rows, row, chunk));
+    const T* part = reinterpret_cast<const T*>(&value);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) square = fmaf(static_cast<float>(part[i]), static_cast<float>(part[i]), square);
+  }
+  const float norm = sqrtf(square);
+  return 1.f / (norm < kNormEps ? kNormEps : norm);
+}
+
+}  // namespace cuda
+}  // namespace maxsim
