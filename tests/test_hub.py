@@ -272,8 +272,8 @@ def test_offline_after_a_full_download(client: Client, project: LockedProject) -
 
 def test_a_tampered_file_is_refused_before_it_runs(client: Client, project: LockedProject, tmp_path: Path) -> None:
     succeeded(client.tool("kernels", "download", project.folder))
-    (module,) = client.cached("__init__.py")
     (metadata,) = client.cached("metadata.json")
+    module = metadata.with_name("__init__.py")
     assert Metadata.read_from_file(metadata).digest is not None
     trace = tmp_path / "it-ran"
     module.resolve().write_text(f"open({str(trace)!r}, 'w')\n" + module.read_text())
