@@ -19,7 +19,7 @@ PYTHON ?= python3
 FUZZ_SECONDS ?= 600
 VENV := .venv
 BIN := $(VENV)/bin
-OVERLAID := tests/test_docs.py tests/test_gpu_integrations.py
+OVERLAID := tests/test_docs.py::test_snippets_for_libraries tests/test_gpu_integrations.py
 CXX_SOURCES := git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' '*.mm'
 
 test: lint build $(VENV)/integrations.stamp $(VENV)/pylate.overlay $(VENV)/colpali.overlay $(VENV)/browser.stamp
