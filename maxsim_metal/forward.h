@@ -23,6 +23,9 @@ struct Tensors {
   device const uchar* document_mask;
   device const uchar* query_ids;
   device const uchar* document_ids;
+  device const uchar* codes;   // of residual documents
+  device const uchar* table;   // centroids of residual documents, scales of bytes
+  device const uchar* second;  // bucket weights of residual documents, minima of bytes
 };
 
 // A query that meets the document at hand: where its rows are, and the score it writes. Pair -1 beyond the last query.
@@ -37,13 +40,15 @@ struct Slot {
 // Threadgroup memory by use. The first bytes hold the step's rows, then, once all of a document is met, the winners.
 struct Workspace {
   threadgroup uchar* tile;
-  threadgroup float* best_value;      // [rows][winner candidates], where the tile was
-  threadgroup int32_t* best_index;    // behind best_value
-  threadgroup float* document_scale;  // [document tokens of a step] 1 / norm
-  threadgroup float* query_scale;     // [rows]
-  threadgroup float* row_value;       // [rows] what a query token adds to its score
-  threadgroup int32_t* kept;          // [document tokens of a step]
-  threadgroup int32_t* found;         // [simdgroups] whether a document token was kept
+  threadgroup float* best_value;        // [rows][winner candidates], where the tile was
+  threadgroup int32_t* best_index;      // behind best_value
+  threadgroup float* document_scale;    // [document tokens of a step] 1 / norm
+  threadgroup float* query_scale;       // [rows]
+  threadgroup float* row_value;         // [rows] what a query token adds to its score
+  threadgroup float* document_minimum;  // [document tokens of a step] of bytes
+  threadgroup float* query_sum;         // [rows] of features, which every minimum is multiplied with
+  threadgroup int32_t* kept;            // [document tokens of a step]
+  threadgroup int32_t* found;           // [simdgroups] whether a document token was kept
   threadgroup Slot* slots;
 };
 
@@ -59,14 +64,16 @@ inline Workspace workspace_in(threadgroup uchar* memory) {
   space.document_scale = (threadgroup float*)next;
   space.query_scale = (threadgroup float*)(next + kRowBytes);
   space.row_value = (threadgroup float*)(next + 2 * kRowBytes);
-  space.kept = (threadgroup int32_t*)(next + 3 * kRowBytes);
-  space.found = (threadgroup int32_t*)(next + 4 * kRowBytes);
-  space.slots = (threadgroup Slot*)(next + 4 * kRowBytes + kSimdgroups * 4);
+  space.document_minimum = (threadgroup float*)(next + 3 * kRowBytes);
+  space.query_sum = (threadgroup float*)(next + 4 * kRowBytes);
+  space.kept = (threadgroup int32_t*)(next + 5 * kRowBytes);
+  space.found = (threadgroup int32_t*)(next + 6 * kRowBytes);
+  space.slots = (threadgroup Slot*)(next + 6 * kRowBytes + kSimdgroups * 4);
   return space;
 }
 
 static_assert(2 * kBestBytes <= kTileRows * kTilePitchBytes, "the winners fit where the tile was");
-static_assert(kTileRows * kTilePitchBytes + 4 * kRowBytes + kSimdgroups * 4 + kMaxRowGroups * int(sizeof(Slot)) <=
+static_assert(kTileRows * kTilePitchBytes + 6 * kRowBytes + kSimdgroups * 4 + kMaxRowGroups * int(sizeof(Slot)) <=
                   kForwardMemoryBytes,
               "the host asks for enough threadgroup memory");
 
@@ -89,9 +96,38 @@ inline vec<T, 4> load_features(device const uchar* data, constant SideParams& si
   return features;
 }
 
+// Four features of a document token in the tile's type. Bytes stay whole numbers, which every type of tile holds.
+template <typename T, Format kFormat>
+inline vec<T, 4> load_document(constant ForwardParams& params, Tensors tensors, Span document, int token, int64_t k) {
+  constant SideParams& side = params.problem.documents;
+  if (kFormat == Format::dense)
+    return load_features<T>(tensors.documents, side, document.begin + token * side.token_stride, k, params.problem.dim);
+  constant FormatParams& format = params.format;
+  const int64_t row = document.first_row + token;
+  device const uchar* packed = tensors.documents + row * format.row_bytes;
+  vec<T, 4> features = vec<T, 4>(T(0.0f));
+  int64_t code = 0;
+  if (kFormat == Format::residual) code = load_index(tensors.codes, format.wide_codes, row);
+  for (int i = 0; i < 4; ++i) {
+    if (k + i >= params.problem.dim) continue;
+    if (kFormat == Format::bytes) {
+      const uchar byte = packed[k + i];
+      features[i] = T(format.is_signed ? float(int8_t(byte)) : float(byte));
+    } else if (code < 0 || code >= format.centroids) {
+      features[i] = T(NAN);  // a token that names no centroid spoils its document's score
+    } else {
+      const int64_t bit = (k + i) * format.bits;
+      const int bucket = packed[bit / 8] >> (bit % 8) & ((1 << format.bits) - 1);
+      features[i] = T(load_element(tensors.table, format.table, code * params.problem.dim + k + i) +
+                      load_element(tensors.second, format.second, bucket));
+    }
+  }
+  return features;
+}
+
 // Rows of all slots, then document tokens from `first_token` on: features [k0, k0 + kTileRowBytes / sizeof(T)).
 // Rows that do not exist are zeros: a multiplication by them is finite and looked at by nobody.
-template <typename T>
+template <typename T, Format kFormat>
 inline void stage(constant ForwardParams& params, Tensors tensors, Workspace space, Thread self, Span document,
                   int first_chunk, int first_token, int64_t k0) {
   constexpr int kPieces = kTileRowBytes / int(4 * sizeof(T));
@@ -110,10 +146,7 @@ inline void stage(constant ForwardParams& params, Tensors tensors, Workspace spa
                                     query.begin + token * params.problem.queries.token_stride, k, params.problem.dim);
     } else {
       const int token = first_token + row - query_rows;
-      if (token < document.length)
-        features =
-            load_features<T>(tensors.documents, params.problem.documents,
-                             document.begin + token * params.problem.documents.token_stride, k, params.problem.dim);
+      if (token < document.length) features = load_document<T, kFormat>(params, tensors, document, token, k);
     }
     *(threadgroup vec<T, 4>*)(space.tile + row * kTilePitchBytes + piece * int(4 * sizeof(T))) = features;
   }
@@ -128,6 +161,13 @@ inline float add_squares(threadgroup const uchar* tile, int row, float square) {
     square = fma(value, value, square);
   }
   return square;
+}
+
+template <typename T>
+inline float add_features(threadgroup const uchar* tile, int row, float sum) {
+  threadgroup const T* features = (threadgroup const T*)(tile + row * kTilePitchBytes);
+  for (int k = 0; k < kTileRowBytes / int(sizeof(T)); ++k) sum += float(features[k]);
+  return sum;
 }
 
 // Multiplies this simdgroup's 32 query rows with its 32 document tokens, over the features in the tile.
@@ -175,12 +215,13 @@ inline Places learn_places(threadgroup uchar* memory, Thread self) {
 }
 
 // Meets all tokens of the document with the rows of one pass; leaves the winners' candidates in threadgroup memory.
-template <typename T>
+template <typename T, Format kFormat>
 inline void meet(constant ForwardParams& params, Tensors tensors, Workspace space, Thread self, Places places,
                  Span document, int first_chunk) {
   constexpr int kFeatures = kTileRowBytes / int(sizeof(T));
   const int query_rows = params.row_groups * kChunk, step_tokens = kThreads / params.row_groups;
-  const bool normalize = params.problem.normalize != 0;
+  const int32_t normalize = params.problem.normalize;
+  const bool minima = kFormat == Format::bytes && params.format.has_minima;
   Best best[4][2];
   for (int i = 0; i < 4; ++i)
     for (int e = 0; e < 2; ++e) best[i][e] = {-INFINITY, -1};
@@ -191,9 +232,10 @@ inline void meet(constant ForwardParams& params, Tensors tensors, Workspace spac
     for (int i = 0; i < 4; ++i)
       for (int j = 0; j < 4; ++j) sums[i][j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
     float squares[2] = {0.0f, 0.0f};  // of rows self.index and self.index + kThreads
+    float features_sum = 0.0f;        // of row self.index
     for (int64_t k0 = 0; k0 < params.problem.dim; k0 += kFeatures) {
       threadgroup_barrier(mem_flags::mem_threadgroup);
-      stage<T>(params, tensors, space, self, document, first_chunk, first_token, k0);
+      stage<T, kFormat>(params, tensors, space, self, document, first_chunk, first_token, k0);
       threadgroup_barrier(mem_flags::mem_threadgroup);
       const int features = int(min(int64_t(kFeatures), params.problem.dim - k0));
       if (has_tokens) multiply<T>(space.tile, params.row_groups, self, features, sums);
@@ -201,15 +243,24 @@ inline void meet(constant ForwardParams& params, Tensors tensors, Workspace spac
         for (int i = 0; i < 2; ++i)
           if (self.index + i * kThreads < query_rows + step_tokens)
             squares[i] = add_squares<T>(space.tile, self.index + i * kThreads, squares[i]);
+      if (minima && self.index < query_rows) features_sum = add_features<T>(space.tile, self.index, features_sum);
     }
     for (int i = 0; i < 2; ++i) {
       const int row = self.index + i * kThreads, local = row - query_rows;
       if (local >= step_tokens) continue;
-      const float scale = normalize ? inverse_norm(squares[i]) : 1.0f;
+      const float inverse = normalize ? inverse_norm(squares[i]) : 1.0f;
       if (local < 0) {
-        space.query_scale[row] = scale;
+        space.query_scale[row] = normalize & kNormalizeQueries ? inverse : 1.0f;
+        if (minima) space.query_sum[row] = features_sum;
       } else {
         const int token = first_token + local;
+        float scale = normalize & kNormalizeDocuments ? inverse : 1.0f;
+        if (kFormat == Format::bytes && token < document.length) {
+          scale = load_element(tensors.table, params.format.table, document.first_row + token);
+          if (minima)
+            space.document_minimum[local] =
+                load_element(tensors.second, params.format.second, document.first_row + token);
+        }
         space.document_scale[local] = scale;
         space.kept[local] = token < document.length &&
                             token_kept(params.problem.documents, tensors.document_mask, document.mask_begin, token);
@@ -222,7 +273,10 @@ inline void meet(constant ForwardParams& params, Tensors tensors, Workspace spac
         const int local = self.slice * kChunk + j * 8 + places.column[e];
         if (!space.kept[local]) continue;
         for (int i = 0; i < 4; ++i) {
-          const Best candidate = {sums[i][j].thread_elements()[e] * space.document_scale[local], first_token + local};
+          float value = sums[i][j].thread_elements()[e] * space.document_scale[local];
+          if (minima)
+            value += space.document_minimum[local] * space.query_sum[self.row_group * kChunk + i * 8 + places.row[e]];
+          const Best candidate = {value, first_token + local};
           if (beats(candidate, best[i][e])) best[i][e] = candidate;
         }
       }
@@ -278,7 +332,7 @@ inline bool any_token_kept(constant ForwardParams& params, Tensors tensors, Work
 }
 
 // Scores one document, or the document of one pair, against the queries of one group.
-template <typename T>
+template <typename T, Format kFormat>
 inline void score_item(constant ForwardParams& params, Tensors tensors, Workspace space, Thread self, Places places,
                        int64_t item, int64_t query_group, device float* scores, device int32_t* argmax) {
   constant ProblemParams& problem = params.problem;
@@ -308,7 +362,7 @@ inline void score_item(constant ForwardParams& params, Tensors tensors, Workspac
   Sum sum = {0.0f, 0.0f};  // thread s sums up slot s
   int first_chunk = 0;
   for (; first_chunk * kChunk < longest; first_chunk += params.chunks) {
-    meet<T>(params, tensors, space, self, places, document, first_chunk);
+    meet<T, kFormat>(params, tensors, space, self, places, document, first_chunk);
     settle_row(params, tensors, space, self, first_chunk, argmax);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (self.index < params.slots)
@@ -327,6 +381,19 @@ inline void score_item(constant ForwardParams& params, Tensors tensors, Workspac
       for (int64_t i = from + self.index; i < problem.argmax_width; i += kThreads)
         argmax[space.slots[s].pair * problem.argmax_width + i] = -1;
     }
+}
+
+// The whole of a kernel: a threadgroup's share of the grid.
+template <typename T, Format kFormat>
+inline void forward(constant ForwardParams& params, Tensors tensors, threadgroup uchar* memory, uint3 group,
+                    uint3 groups, uint index, uint lane, uint simdgroup, device float* scores, device int32_t* argmax) {
+  const Thread self = {int(index), int(lane), int(simdgroup), int(simdgroup) % params.row_groups,
+                       int(simdgroup) / params.row_groups};
+  const Places places = learn_places(memory, self);
+  const Workspace space = workspace_in(memory);
+  for (int64_t item = group.y; item < params.items; item += groups.y)
+    for (int64_t query_group = group.x; query_group < params.query_groups; query_group += groups.x)
+      score_item<T, kFormat>(params, tensors, space, self, places, item, query_group, scores, argmax);
 }
 
 }  // namespace metal_backend

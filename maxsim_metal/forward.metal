@@ -21,19 +21,13 @@ template <typename T, bool kArgmax>
                                threadgroup uchar* memory [[threadgroup(0)]],
                                uint3 group [[threadgroup_position_in_grid]],
                                uint3 groups [[threadgroups_per_grid]],
-                               uint thread_index [[thread_index_in_threadgroup]],
+                               uint index [[thread_index_in_threadgroup]],
                                uint lane [[thread_index_in_simdgroup]],
                                uint simdgroup [[simdgroup_index_in_threadgroup]]) {
-  const Tensors tensors = {queries,    documents,     query_extents, document_extents,
-                           query_mask, document_mask, query_ids,     document_ids};
-  const Thread self = {int(thread_index), int(lane), int(simdgroup), int(simdgroup) % params.row_groups,
-                             int(simdgroup) / params.row_groups};
-  const Places places = learn_places(memory, self);
-  const Workspace space = workspace_in(memory);
-  for (int64_t item = group.y; item < params.items; item += groups.y)
-    for (int64_t query_group = group.x; query_group < params.query_groups; query_group += groups.x)
-      score_item<T>(params, tensors, space, self, places, item, query_group, scores,
-                    kArgmax ? argmax : (device int32_t*)nullptr);
+  const Tensors tensors = {queries,       documents,  query_extents, document_extents, query_mask, document_mask,
+                           query_ids,     document_ids, nullptr, nullptr, nullptr};
+  forward<T, Format::dense>(params, tensors, memory, group, groups, index, lane, simdgroup, scores,
+                      kArgmax ? argmax : (device int32_t*)nullptr);
 }
 
 template [[host_name("maxsim_forward_f32")]] [[kernel]]

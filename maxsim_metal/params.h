@@ -20,7 +20,7 @@ MAXSIM_CONSTANT int kMaxRowGroups = 4;       // row groups times document slices
 MAXSIM_CONSTANT int kTileRows = 5 * kChunk;  // the most query and document rows a step holds: 1 + 4 or 4 + 1 groups
 MAXSIM_CONSTANT int kTileRowBytes = 64;      // features of a row in one step: 32 of 16 bits, 16 of 32 bits
 MAXSIM_CONSTANT int kTilePitchBytes = 80;    // 16 bytes apart from a power of two, so that rows do not share banks
-MAXSIM_CONSTANT int kForwardMemoryBytes = 15360;  // of threadgroup memory: two threadgroups fit where there are 32 KB
+MAXSIM_CONSTANT int kForwardMemoryBytes = 16128;  // of threadgroup memory: two threadgroups fit where there are 32 KB
 
 // The shape of the backward for documents.
 MAXSIM_CONSTANT int kGradientTokens = 32;     // document tokens whose gradients one threadgroup sums
@@ -68,8 +68,31 @@ struct ProblemParams {
   int32_t padding;
 };
 
+// How document tokens are stored. Compressed ones are contiguous: row r of all tokens has its bytes and its entries.
+enum class Format : int32_t {
+  dense = 0,
+  residual = 1,  // a centroid's number, and a bucket of `bits` bits for each feature, lowest bits first
+  bytes = 2,     // a byte for each feature, times the token's scale, plus the token's minimum
+};
+
+struct FormatParams {
+  int64_t row_bytes;
+  int64_t centroids;
+  int32_t bits;
+  int32_t wide_codes;
+  int32_t is_signed;
+  int32_t has_minima;
+  Element table;   // of centroids, or of scales
+  Element second;  // of bucket weights, or of minima
+};
+
+// Bits of ProblemParams::normalize.
+MAXSIM_CONSTANT int kNormalizeQueries = 1;
+MAXSIM_CONSTANT int kNormalizeDocuments = 2;
+
 struct ForwardParams {
   ProblemParams problem;
+  FormatParams format;
   int64_t items;         // documents of a cross product, else pairs
   int64_t query_groups;  // of `slots` queries each; 1 unless a cross product
   int32_t row_groups;    // slots * chunks
@@ -91,7 +114,7 @@ struct BackwardParams {
 
 static_assert(sizeof(SideParams) == 120, "the layout is the same for the host and for Metal");
 static_assert(sizeof(ProblemParams) == 304, "the layout is the same for the host and for Metal");
-static_assert(sizeof(ForwardParams) == 336, "the layout is the same for the host and for Metal");
+static_assert(sizeof(ForwardParams) == 376, "the layout is the same for the host and for Metal");
 
 // Where each argument of a kernel is bound. A buffer that a call does not have is bound to another one and never read.
 enum Buffer : int32_t {
@@ -111,6 +134,9 @@ enum Buffer : int32_t {
   kQueryNorms = 13,
   kDocumentNorms = 14,
   kGradient = 15,
+  kCodes = 16,
+  kTable = 17,   // centroids, or scales
+  kSecond = 18,  // bucket weights, or minima
 };
 
 }  // namespace metal_backend

@@ -37,6 +37,17 @@ const char* name_of(DType dtype) {
   }
 }
 
+const char* name_of(Format format) {
+  switch (format) {
+    case Format::residual:
+      return "maxsim_residual_";
+    case Format::bytes:
+      return "maxsim_bytes_";
+    default:
+      return "maxsim_forward_";
+  }
+}
+
 // Tiles hold both sides in one type: the inputs' own where they agree, else fp32, which holds either exactly.
 DType tile_dtype(const Problem& problem) {
   return problem.queries.dtype == problem.documents.dtype ? problem.queries.dtype : DType::f32;
@@ -99,7 +110,7 @@ ProblemParams problem_params(const Problem& problem) {
   params.meeting = meeting_of(problem.pairing);
   params.wide_query_ids = problem.query_ids.wide;
   params.wide_document_ids = problem.document_ids.wide;
-  params.normalize = problem.normalize;
+  params.normalize = problem.normalize ? kNormalizeQueries | kNormalizeDocuments : 0;
   params.empty_score = problem.empty_score;
   return params;
 }
@@ -137,15 +148,18 @@ int64_t typical_length(const Segments& side) {
 
 }  // namespace
 
-Plan plan_forward(const Problem& problem, const TokenOffsets& offsets) {
+Plan plan_forward(const Problem& problem, const TokenOffsets& offsets, const Compression& compression) {
   Plan plan;
   if (problem.pairs == 0) return plan;
   const bool argmax = problem.argmax_width != kNoArgmax, cross = problem.pairing == Pairing::cross;
-  const DType tile = tile_dtype(problem);
+  const bool dense = compression.format == Format::dense;
+  const DType tile = dense ? tile_dtype(problem) : problem.queries.dtype;
   ForwardParams params{};
   params.problem = problem_params(problem);
+  params.format = compression.params;
+  if (!dense) params.problem.normalize = compression.normalize_documents ? kNormalizeDocuments : 0;
   params.problem.queries.vectorised = vectorised(problem.queries, tile, offsets.queries);
-  params.problem.documents.vectorised = vectorised(problem.documents, tile, offsets.documents);
+  params.problem.documents.vectorised = dense && vectorised(problem.documents, tile, offsets.documents);
   // A document is read once for all the query rows at hand: first more of one query, then more queries.
   params.chunks =
       static_cast<int32_t>(power_of_two_at_least(ceil_div(typical_length(problem.queries), kChunk), kMaxRowGroups));
@@ -156,12 +170,18 @@ Plan plan_forward(const Problem& problem, const TokenOffsets& offsets) {
   params.query_groups = cross ? ceil_div(problem.queries.count, params.slots) : 1;
 
   Dispatch dispatch;
-  dispatch.kernel = std::string("maxsim_forward_") + name_of(tile) + (argmax ? "_argmax" : "");
+  dispatch.kernel = std::string(name_of(compression.format)) + name_of(tile) + (argmax ? "_argmax" : "");
   const Role spare = Role::scores;
   dispatch.bindings = problem_bindings(problem, spare);
   dispatch.bindings.push_back({kQueryMask, problem.queries.mask ? Role::query_mask : spare});
   dispatch.bindings.push_back({kDocumentMask, problem.documents.mask ? Role::document_mask : spare});
   dispatch.bindings.push_back({kScores, Role::scores});
+  if (compression.format == Format::residual) dispatch.bindings.push_back({kCodes, Role::codes});
+  if (!dense) {
+    const bool second = compression.format == Format::residual || compression.params.has_minima;
+    dispatch.bindings.push_back({kTable, Role::table});
+    dispatch.bindings.push_back({kSecond, second ? Role::second : spare});
+  }
   dispatch.bindings.push_back({kArgmax, argmax && problem.argmax_width > 0 ? Role::argmax : spare});
   // Neighbouring threadgroups share the document rather than the queries: it is the larger of the two.
   dispatch.grid[0] = clamp_grid(params.query_groups, kMaxGridX);

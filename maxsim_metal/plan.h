@@ -33,6 +33,9 @@ enum class Role : int32_t {
   grad_queries,
   grad_documents,
   workspace,
+  codes,
+  table,   // centroids, or scales
+  second,  // bucket weights, or minima
   count
 };
 
@@ -61,7 +64,14 @@ struct TokenOffsets {
   int64_t documents = 0;
 };
 
-Plan plan_forward(const Problem& problem, const TokenOffsets& offsets);
+// Documents that are not stored as their features. Only the counts of `problem.documents` mean something then.
+struct Compression {
+  Format format = Format::dense;
+  FormatParams params{};
+  bool normalize_documents = false;
+};
+
+Plan plan_forward(const Problem& problem, const TokenOffsets& offsets, const Compression& compression = {});
 
 // Gradients are contiguous and zeroed; pair lists need the stable sort of both their ids.
 Plan plan_backward(const Problem& problem, bool need_queries, bool need_documents);

@@ -8,16 +8,12 @@
 #include <stdexcept>
 #include <string>
 
-#include "../maxsim_metal/encode.h"
-#include "../maxsim_metal/plan.h"
-#include "torch_binding.h"
+#include "bind_metal.h"
 
 namespace maxsim {
 namespace {
 
-using metal_backend::Role;
 using metal_backend::RoleBuffer;
-using metal_backend::RoleBuffers;
 using torch::headeronly::ScalarType;
 
 constexpr int64_t kPath = 24;  // the op schema's number for this backend's one path
@@ -25,6 +21,8 @@ constexpr int64_t kPath = 24;  // the op schema's number for this backend's one 
 int64_t element_bytes(const Tensor& t) {
   switch (t.scalar_type()) {
     case ScalarType::Bool:
+    case ScalarType::Byte:
+    case ScalarType::Char:
       return 1;
     case ScalarType::Half:
     case ScalarType::BFloat16:
@@ -46,53 +44,32 @@ RoleBuffer buffer_of(const Tensor& t) {
   return {const_cast<char*>(start), offset * bytes, (last + 1) * bytes};
 }
 
-class Buffers {
- public:
-  void set(Role role, const Tensor& t) { buffers_[static_cast<size_t>(role)] = buffer_of(t); }
-  void set(Role role, const MaybeTensor& t) {
-    if (t) set(role, *t);
-  }
-  void set_problem(MAXSIM_PROBLEM_PARAMETERS) {
-    set(Role::queries, queries);
-    set(Role::documents, documents);
-    set(Role::query_extents, query_offsets ? query_offsets : query_lengths);
-    set(Role::document_extents, document_offsets ? document_offsets : document_lengths);
-    set(Role::query_mask, query_mask);
-    set(Role::document_mask, document_mask);
-    set(Role::query_ids, pair_queries);
-    set(Role::document_ids, pair_documents);
-  }
-  const RoleBuffer& operator[](Role role) const { return buffers_[static_cast<size_t>(role)]; }
-
-  void run(const metal_backend::Plan& plan, const Tensor& on) {
-    if (plan.dispatches.empty()) return;
-    Tensor workspace;
-    if (plan.workspace_bytes) {
-      workspace = new_tensor(on, &plan.workspace_bytes, 1, aoti_torch_dtype_uint8());
-      buffers_[static_cast<size_t>(Role::workspace)] = {workspace.mutable_data_ptr(), 0, plan.workspace_bytes};
-    }
-    metal_backend::encode(plan, buffers_);
-  }
-
- private:
-  RoleBuffers buffers_;
-};
+void set_problem(MetalBuffers& buffers, MAXSIM_PROBLEM_PARAMETERS) {
+  buffers.set(Role::queries, queries);
+  buffers.set(Role::documents, documents);
+  buffers.set(Role::query_extents, query_offsets ? query_offsets : query_lengths);
+  buffers.set(Role::document_extents, document_offsets ? document_offsets : document_lengths);
+  buffers.set(Role::query_mask, query_mask);
+  buffers.set(Role::document_mask, document_mask);
+  buffers.set(Role::query_ids, pair_queries);
+  buffers.set(Role::document_ids, pair_documents);
+}
 
 void require_path(int64_t path) {
   if (path != 0 && path != kPath) throw std::runtime_error("path " + std::to_string(path) + " does not run on MPS");
 }
 
 void run_forward(const BoundProblem& bound, MAXSIM_PROBLEM_PARAMETERS, const Tensor& scores, const Tensor* argmax) {
-  Buffers buffers;
-  buffers.set_problem(MAXSIM_PROBLEM_ARGUMENTS);
+  MetalBuffers buffers;
+  set_problem(buffers, MAXSIM_PROBLEM_ARGUMENTS);
   buffers.set(Role::scores, scores);
   if (argmax) buffers.set(Role::argmax, *argmax);
-  const metal_backend::TokenOffsets offsets{buffers[Role::queries].offset, buffers[Role::documents].offset};
-  buffers.run(metal_backend::plan_forward(bound.problem, offsets), queries);
+  buffers.run(metal_backend::plan_forward(bound.problem, buffers.token_offsets()), queries);
 }
 
 // Stable order of a pair list's ids, so that a segment's pairs are neighbours in pair order.
-void set_sorted(Buffers& buffers, const Tensor& ids, Role values_role, Role order_role, std::array<Tensor, 2>& keep) {
+void set_sorted(MetalBuffers& buffers, const Tensor& ids, Role values_role, Role order_role,
+                std::array<Tensor, 2>& keep) {
   const Tensor wide = torch::stable::to(ids, ScalarType::Long);
   std::array<StableIValue, 4> stack{torch::stable::detail::from(wide),
                                     torch::stable::detail::from(std::optional<bool>(true)),
@@ -105,6 +82,23 @@ void set_sorted(Buffers& buffers, const Tensor& ids, Role values_role, Role orde
 }
 
 }  // namespace
+
+void MetalBuffers::set(Role role, const Tensor& t) { buffers_[static_cast<size_t>(role)] = buffer_of(t); }
+
+metal_backend::TokenOffsets MetalBuffers::token_offsets() const {
+  const auto offset = [&](Role role) { return buffers_[static_cast<size_t>(role)].offset; };
+  return {offset(Role::queries), offset(Role::documents)};
+}
+
+void MetalBuffers::run(const metal_backend::Plan& plan, const Tensor& on) {
+  if (plan.dispatches.empty()) return;
+  Tensor workspace;
+  if (plan.workspace_bytes) {
+    workspace = new_tensor(on, &plan.workspace_bytes, 1, aoti_torch_dtype_uint8());
+    set(Role::workspace, workspace);
+  }
+  metal_backend::encode(plan, buffers_);
+}
 
 Tensor forward_mps(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path, bool /*allow_tf32*/) {
   require_path(path);
@@ -131,8 +125,8 @@ std::tuple<Tensor, Tensor> backward_mps(const Tensor& grad_scores, const Tensor&
   const int64_t width = argmax.dim() ? argmax.size(argmax.dim() - 1) : 0;
   const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, 0.0, width);
   const BackwardTensors t = bind_backward(bound, grad_scores, argmax, queries, documents, need_queries, need_documents);
-  Buffers buffers;
-  buffers.set_problem(MAXSIM_PROBLEM_ARGUMENTS);
+  MetalBuffers buffers;
+  set_problem(buffers, MAXSIM_PROBLEM_ARGUMENTS);
   buffers.set(Role::grad_scores, t.grad_scores);
   buffers.set(Role::argmax, t.argmax);
   if (need_queries) buffers.set(Role::grad_queries, t.grad_queries);

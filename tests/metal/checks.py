@@ -152,4 +152,87 @@ def hostile_winners(m: ModuleType, device: str) -> None:
         assert all(grad.isfinite().all() for grad in (*got, *listed))
 
 
-CHECKS = (ties_and_nan, strides, hostile_winners, gradients, hostile_metadata, masks, layouts)
+def unpacked(residuals: Tensor, nbits: int, dim: int) -> Tensor:
+    """Bucket numbers [..., dim]: the lowest bits of a byte come first."""
+    shifts = torch.arange(0, 8, nbits)
+    return (residuals[..., None].long() >> shifts & 2**nbits - 1).flatten(-2)[..., :dim]
+
+
+def assert_decompressed(got: tuple[Tensor, Tensor], queries: Tensor, documents: list[Tensor], limit: float) -> None:
+    """Within ``limit`` of float64 over the decompressed documents; each winner as good as the best token."""
+    scores, argmax = (x.cpu() for x in got)
+    for i, query in enumerate(queries):
+        for j, document in enumerate(documents):
+            want = helpers.truth(query, document, empty_score=-2.0)
+            assert abs(scores[i, j].double() - want.score) <= limit * want.scale
+            if want.filled:
+                chosen = want.similarities.gather(1, argmax[i, j, :, None].long())[:, 0]
+                assert ((want.similarities.amax(1) - chosen).abs() <= limit * want.scale).all()
+            else:
+                assert (argmax[i, j] == -1).all()
+
+
+def residuals(m: ModuleType, device: str) -> None:
+    """Every width of a bucket, padded and packed, a code that names no centroid."""
+    generator = torch.Generator().manual_seed(2)
+    lengths = torch.tensor([70, 1, 0, 33])
+    offsets = torch.tensor([0, 70, 71, 71, 104], dtype=torch.int32)
+    limits = {torch.float16: 2e-4, torch.bfloat16: 2e-3, torch.float32: 1e-5}
+    for nbits, dtype, normalize in (
+        (1, torch.float16, True),
+        (2, torch.float32, True),
+        (4, torch.float16, False),
+        (8, torch.bfloat16, True),
+    ):
+        dim = 36
+        queries = torch.randn(2, 40, dim, generator=generator).to(dtype)
+        centroids, weights = torch.randn(9, dim, generator=generator), torch.randn(2**nbits, generator=generator) * 0.1
+        centroids, weights = centroids.to(dtype), weights.to(dtype)
+        codes = torch.randint(9, (4, 75), generator=generator)
+        packed = torch.randint(256, (4, 75, -(-dim * nbits // 8)), generator=generator).byte()
+        tokens = centroids[codes].double() + weights.double()[unpacked(packed, nbits, dim)]
+        if normalize:
+            tokens = torch.nn.functional.normalize(tokens, dim=-1)
+        documents = [row[:n] for row, n in zip(tokens, lengths.tolist(), strict=True)]
+        keep = torch.arange(75) < lengths[:, None]
+        op = ops_of(m).residual_forward
+
+        def score(codes: Tensor, packed: Tensor, *metadata: Tensor | None) -> tuple[Tensor, Tensor]:
+            arguments = [queries, codes, packed, *metadata, centroids, weights]  # noqa: B023
+            arguments = [x if x is None else x.to(device) for x in arguments]
+            return op(*arguments, nbits, normalize, -2.0, True)  # noqa: B023
+
+        forms = (
+            score(codes, packed, None, lengths, None, None),
+            score(codes.int(), packed, None, None, None, keep),
+            score(codes[keep], packed[keep], offsets, None, None, None),
+        )
+        for got in forms:
+            assert_decompressed(got, queries, documents, limits[dtype])
+            assert all(torch.equal(*pair) for pair in zip(got, forms[0], strict=True))
+        codes[3, 5], codes[0, 74], codes[1, 1] = 9, -(2**62), 2**62  # only the first is of a token that counts
+        scores, _ = score(codes, packed, None, lengths, None, None)
+        assert scores[:, 3].isnan().all() and torch.equal(scores[:, :3], forms[0][0][:, :3])
+
+
+def eight_bits(m: ModuleType, device: str) -> None:
+    """Signed without minima, unsigned with them; the products are exact in every tile."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.tensor([50, 0, 129], dtype=torch.int32)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        queries = torch.randn(3, 33, 20, generator=generator).to(dtype)
+        for with_minima in (False, True):
+            values = torch.randint(256, (3, 130, 20), generator=generator).to(torch.uint8)
+            values = values if with_minima else values.view(torch.int8)
+            scales = (torch.rand(3, 130, 1, generator=generator) * 0.01).half()
+            minima = (torch.randn(3, 130, generator=generator)).half() if with_minima else None
+            tokens = values.double() * scales.double() + (minima.double()[..., None] if with_minima else 0)
+            documents = [row[:n] for row, n in zip(tokens, lengths.tolist(), strict=True)]
+            arguments = [queries, values, scales, minima, None, lengths, None, None]
+            arguments = [x if x is None else x.to(device) for x in arguments]
+            assert_decompressed(ops_of(m).bytes_forward(*arguments, -2.0, True), queries, documents, 3e-6)
+
+
+DENSE = (ties_and_nan, strides, hostile_winners, gradients, hostile_metadata, masks, layouts)
+COMPRESSED = (residuals, eight_bits)
+CHECKS = (*DENSE, *COMPRESSED)

@@ -226,6 +226,20 @@ def _compile(units: list[tuple[Path, list[str], list[Path]]], flags: list[str], 
         return list(pool.map(compile_unit, units))
 
 
+# Stands for a build's key in the objects that have it in a name: compiled once, they serve every build.
+PLACEHOLDER = "0" * 16
+
+
+def _named(compiled: Path, key: str, work: Path) -> Path:
+    content = compiled.read_bytes()
+    name = f"_maxsim_emulated_{PLACEHOLDER}".encode()
+    if name not in content:
+        return compiled
+    named = work / compiled.name
+    named.write_bytes(content.replace(name, name.replace(PLACEHOLDER.encode(), key.encode())))
+    return named
+
+
 def build(flavour: Flavour, kernels: Path = KERNELS, only: Iterable[str] | None = None) -> Path:
     """The directory of the package with its kernels emulated, built unless it is there.
 
@@ -250,7 +264,7 @@ def build(flavour: Flavour, kernels: Path = KERNELS, only: Iterable[str] | None 
         shutil.copytree(source, work / "tests/metal" / source.name)
     metal, glue, emulator = work / "maxsim_metal", work / "torch-ext", work / "tests/metal/emulator"
 
-    module = f"_maxsim_emulated_{flavour.name}_{key}"
+    module = f"_maxsim_emulated_{key}"
     flags = [compiler, *_flags(), *flavour.flags, "-g0" if only else "-g"]
     shared = [*glue.glob("*.h"), *emulator.glob("*.h"), work / "maxsim_common/problem.h"]
     shared += [metal / name for name in ("params.h", "plan.h", "encode.h")]
@@ -265,13 +279,14 @@ def build(flavour: Flavour, kernels: Path = KERNELS, only: Iterable[str] | None 
         stems.append(source.stem)
     (work / "registry.cpp").write_text(_registry(stems))
     units.append((work / "registry.cpp", [f"-I{emulator}"], shared))
-    units.append((glue / "torch_binding.cpp", ["-O0", f"-DTORCH_EXTENSION_NAME={module}"], shared))
+    named = ["-O0", f"-DTORCH_EXTENSION_NAME=_maxsim_emulated_{PLACEHOLDER}", "-DMAXSIM_METAL_KEY=CPU"]
+    units += [(glue / f"{name}.cpp", named, shared) for name in ("torch_binding", "bind_metal_compressed")]
     if flavour.objc:
         objc = work / "tests/metal/objc"
         shared += objc.rglob("*.h")
         units.append((objc / "fake.cpp", [f"-I{objc}", "-UTORCH_TARGET_VERSION"], shared))
         units.append((metal / "encode.mm", [*clang(), *objc_flags()], shared))
-    objects = _compile(units, flags, work)
+    objects = [_named(compiled, key, work) for compiled in _compile(units, flags, work)]
 
     library = Path(torch.__file__).parent / "lib"
     link = [f for f in flavour.flags if f.startswith("-fsanitize")]

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import checks
 import emulated
-from checks import verify
 
 
 @dataclass(frozen=True)
@@ -23,13 +22,14 @@ class Mutant:
     old: str
     new: str
     nth: int = 0
+    compressed: bool = False  # it is the kernels of compressed documents that have to notice
 
 
-TILE_BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);\n      stage<T>"
+TILE_BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);\n      stage<T, kFormat>"
 BOUND = "{kQueryExtents, present(q.packed() || q.lengths, Role::query_extents)}"
 
 MUTANTS = [
-    Mutant("no barrier before the tile is overwritten", "forward.h", TILE_BARRIER, "stage<T>"),
+    Mutant("no barrier before the tile is overwritten", "forward.h", TILE_BARRIER, "stage<T, kFormat>"),
     Mutant(
         "no barrier before the tile is read",
         "forward.h",
@@ -60,7 +60,10 @@ MUTANTS = [
     Mutant("a vector across the end of a row", "forward.h", "k + 4 <= dim", "k + 3 <= dim"),
     Mutant("one query token too far", "forward.h", "if (token < query.length)\n", "if (token <= query.length)\n"),
     Mutant(
-        "one document token too far", "forward.h", "if (token < document.length)\n", "if (token <= document.length)\n"
+        "one document token too far",
+        "forward.h",
+        "if (token < document.length) features",
+        "if (token <= document.length) features",
     ),
     Mutant("one winner too far", "forward.h", "c < candidates", "c <= candidates"),
     Mutant(
@@ -110,6 +113,16 @@ MUTANTS = [
         "document_norms{kDocumentNorms, spare}",
         "document_norms{kQueryNorms, spare}",
     ),
+    *(
+        Mutant(name, file, old, new, compressed=True)
+        for name, file, old, new in (
+            ("codes are trusted", "forward.h", "code < 0 || code >= format.centroids", "code < 0"),
+            ("the highest bits come first", "forward.h", ">> (bit % 8)", ">> (8 - format.bits - bit % 8)"),
+            ("a byte has no sign", "forward.h", "format.is_signed ?", "!format.row_bytes ?"),
+            ("the minimum of a neighbour", "forward.h", "document_minimum[local] * ", "document_minimum[local ^ 1] * "),
+            ("the plan swaps weights and centroids", "plan.cpp", "{kTable, Role::table}", "{kTable, Role::second}"),
+        )
+    ),
 ]
 
 HOST_MUTANTS = [
@@ -152,37 +165,42 @@ def mutated(mutant: Mutant, directory: Path) -> Path:
     return copy
 
 
-# What the checks run: fp16 tiles, and fp32 ones where sides differ.
-KERNELS = (
+# What the checks run: fp16 tiles, and fp32 ones where sides differ; all tiles of compressed documents.
+DENSE = (
     *("maxsim_forward_f16", "maxsim_forward_f16_argmax", "maxsim_forward_f32", "maxsim_forward_f32_argmax"),
     *("maxsim_norms", "maxsim_backward_queries", "maxsim_backward_documents"),
 )
+COMPRESSED = tuple(f"maxsim_{form}_{tile}_argmax" for form in ("residual", "bytes") for tile in ("f16", "bf16", "f32"))
 
 
-def build(flavour: emulated.Flavour, mutant: Mutant | None) -> Path:
-    if mutant is None:
-        return emulated.build(flavour, only=KERNELS)
+def build(flavour: emulated.Flavour, mutant: Mutant) -> Path:
     with tempfile.TemporaryDirectory() as directory:
-        return emulated.build(flavour, mutated(mutant, Path(directory)), KERNELS)
+        kernels = COMPRESSED if mutant.compressed else DENSE
+        return emulated.build(flavour, mutated(mutant, Path(directory)), kernels)
 
 
-def complaint(target: Path) -> str | None:
+def complaint(target: Path, compressed: bool) -> str | None:
     """What the checks find wrong with a build; None if they find nothing."""
-    try:
-        verify(emulated.load(target))
-    except (AssertionError, RuntimeError) as error:
-        where = traceback.extract_tb(error.__traceback__)[1].name
-        return f"{where}: {' '.join(str(error).split()) or type(error).__name__}"
+    module = emulated.load(target)
+    for check in checks.COMPRESSED if compressed else checks.DENSE:
+        try:
+            check(module, "cpu")
+        except (AssertionError, RuntimeError) as error:
+            return f"{check.__name__}: {' '.join(str(error).split()) or type(error).__name__}"
     return None
 
 
 def complaints(flavour: emulated.Flavour, mutants: list[Mutant]) -> dict[str, str | None]:
     """By mutant, what its checks say. Builds run ahead of the checks."""
-    found = complaint(build(flavour, None))
-    assert found is None, f"the checks fail without any edit: {found}"
+    for compressed, kernels in ((False, DENSE), (True, COMPRESSED)):
+        found = complaint(emulated.build(flavour, only=kernels), compressed)
+        assert found is None, f"the checks fail without any edit: {found}"
+    caught = {}
     with ThreadPoolExecutor(2) as pool:
-        targets = pool.map(lambda mutant: build(flavour, mutant), mutants)
-        return {mutant.name: complaint(target) for mutant, target in zip(mutants, targets, strict=True)}
+        for mutant, target in zip(mutants, pool.map(lambda mutant: build(flavour, mutant), mutants), strict=True):
+            caught[mutant.name] = complaint(target, mutant.compressed)
+            shutil.rmtree(target)  # nobody asks for it again
+    return caught
 
 
 if __name__ == "__main__":

@@ -19,12 +19,27 @@ namespace metal_backend {
 namespace {
 
 constexpr int kRoles = static_cast<int>(Role::count);
-const char* const kRoleNames[] = {"queries",          "documents",           "query extents",
-                                  "document extents", "query mask",          "document mask",
-                                  "query ids",        "document ids",        "scores",
-                                  "argmax",           "score gradients",     "sorted query ids",
-                                  "query order",      "sorted document ids", "document order",
-                                  "query gradients",  "document gradients",  "workspace"};
+const char* const kRoleNames[] = {"queries",
+                                  "documents",
+                                  "query extents",
+                                  "document extents",
+                                  "query mask",
+                                  "document mask",
+                                  "query ids",
+                                  "document ids",
+                                  "scores",
+                                  "argmax",
+                                  "score gradients",
+                                  "sorted query ids",
+                                  "query order",
+                                  "sorted document ids",
+                                  "document order",
+                                  "query gradients",
+                                  "document gradients",
+                                  "workspace",
+                                  "codes",
+                                  "centroids or scales",
+                                  "bucket weights or minima"};
 static_assert(sizeof(kRoleNames) / sizeof(*kRoleNames) == kRoles, "every role has a name");
 
 // A role's tensor in the GPU's memory: a copy of exactly its bytes, at the same distance from an aligned start, so
