@@ -154,6 +154,7 @@ def _flags() -> list[str]:
         *("-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden"),
         *ops,
         "-Davailable_paths_cpu=available_paths_mps",
+        "-DMETAL_KERNEL",
         "-DTORCH_TARGET_VERSION=0x020b000000000000ULL",
         "-DPy_LIMITED_API=0x03090000",
         f"-I{EMULATOR}",
