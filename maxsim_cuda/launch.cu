@@ -31,6 +31,8 @@ const Device& current_device() {
     check(cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, index), "compute capability");
     check(cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
           "shared memory of a block");
+    check(cudaDeviceGetAttribute(&device.sm_shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index),
+          "shared memory of a multiprocessor");
     check(cudaDeviceGetAttribute(&device.l2_bytes, cudaDevAttrL2CacheSize, index), "L2 size");
     check(cudaDeviceGetAttribute(&device.sms, cudaDevAttrMultiProcessorCount, index), "multiprocessor count");
   }

@@ -16,8 +16,8 @@ struct MmaConsumer {
   const char* queries;
   const char* ring;
   int warp, lane, warp_m, warp_n, chunks;
-  float products[C::kTilesM][C::kTilesN * 4];
-  float totals[C::kSplit ? C::kTilesM : 1][C::kTilesN * 4];  // products of all chunks so far, in the inputs' units
+  float products[C::kTilesM][C::kTilesN * 4];  // of all chunks so far, in the inputs' units; zero between tiles
+  float squares[C::kTilesN];                   // of split tokens
   RowState<kArgmax> rows[C::kTilesM];
   bool any_token, exotic;
 
@@ -35,6 +35,7 @@ struct MmaConsumer {
         any_token(false),
         exotic(false) {
     reset_rows();
+    clear_products();
   }
 
   __device__ __forceinline__ void reset_rows() {
@@ -47,76 +48,110 @@ struct MmaConsumer {
   }
   __device__ __forceinline__ int column0() const { return warp_n * C::kTilesN * 8 + lane % 4 * 2; }
 
+  __device__ __forceinline__ void clear_products() {
+#pragma unroll
+    for (int m = 0; m < C::kTilesM; ++m) clear(products[m]);
+  }
   template <int kCount>
   __device__ __forceinline__ static void clear(float (&c)[kCount]) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) c[i] = 0.f;
   }
 
-  // Features 16 k on of this warp's rows and columns; `plane` is 128 for the low parts of split operands.
-  __device__ __forceinline__ void fetch_queries(uint32_t (&a)[C::kTilesM][4], const char* from, int k, int plane) {
-#pragma unroll
-    for (int m = 0; m < C::kTilesM; ++m) {
-      const int row = warp_m * C::kTilesM * 16 + m * 16 + lane % 16;
-      ptx::ldmatrix(a[m], from + swizzled_chunk<C>(row, 2 * k + lane / 16) + plane);
-    }
+  // Features 16 k on of row tile m; `plane` is 128 for the low parts of split queries.
+  __device__ __forceinline__ void fetch_queries(uint32_t (&a)[4], const char* from, int m, int k, int plane) {
+    const int row = warp_m * C::kTilesM * 16 + m * 16 + lane % 16;
+    ptx::ldmatrix(a, from + swizzled_chunk<C>(row, 2 * k + lane / 16) + plane);
   }
-  __device__ __forceinline__ void fetch_tokens(uint32_t (&b)[C::kTilesN][2], const char* from, int k, int plane) {
+  __device__ __forceinline__ void fetch_tokens(uint32_t (&b)[C::kTilesN][2], const char* from, int k) {
 #pragma unroll
     for (int n = 0; n < C::kTilesN; n += 2) {
       const int row = warp_n * C::kTilesN * 8 + n * 8 + lane / 16 * 8 + lane % 8;
       uint32_t two[4];
-      ptx::ldmatrix(two, from + swizzled_chunk<C>(row, 2 * k + lane / 8 % 2) + plane);
+      ptx::ldmatrix(two, from + swizzled_chunk<C>(row, 2 * k + lane / 8 % 2));
       b[n][0] = two[0], b[n][1] = two[1], b[n + 1][0] = two[2], b[n + 1][1] = two[3];
     }
   }
-  __device__ __forceinline__ void multiply(const uint32_t (&a)[C::kTilesM][4], const uint32_t (&b)[C::kTilesN][2]) {
-#pragma unroll
-    for (int m = 0; m < C::kTilesM; ++m)
-#pragma unroll
-      for (int n = 0; n < C::kTilesN; ++n)
-        ptx::mma<T>(reinterpret_cast<float (&)[4]>(products[m][4 * n]), a[m], b[n]);
+  __device__ __forceinline__ const char* query_rows(int stage, int chunk) const {
+    return C::kStream ? ring + stage * C::kStageBytes + C::kTileBytes : queries + chunk * C::kRowBytes;
   }
 
-  __device__ __forceinline__ void multiply_chunk(int stage, int chunk) {
+  __device__ __forceinline__ void multiply_plain(int stage, int chunk) {
     const char* tokens = ring + stage * C::kStageBytes;
-    const char* from = C::kStream ? tokens + C::kTileBytes : queries + chunk * C::kRowBytes;
-    if (C::kSplit || chunk == 0)
-#pragma unroll
-      for (int m = 0; m < C::kTilesM; ++m) clear(products[m]);
-#pragma unroll 1
+    const char* from = query_rows(stage, chunk);
+#pragma unroll(C::kProducts >= 24 ? 2 : 1)
     for (int k = 0; k < kChunk / 16; ++k) {
       uint32_t a[C::kTilesM][4], b[C::kTilesN][2];
-      fetch_queries(a, from, k, 0);
-      fetch_tokens(b, tokens, k, 0);
-      multiply(a, b);
-      if (C::kSplit && !args.allow_tf32) {
-        uint32_t low[C::kTilesN][2];
-        fetch_tokens(low, tokens, k, 128);
-        multiply(a, low);
-        fetch_queries(a, from, k, 128);
-        multiply(a, b);
-      }
+#pragma unroll
+      for (int m = 0; m < C::kTilesM; ++m) fetch_queries(a[m], from, m, k, 0);
+      fetch_tokens(b, tokens, k);
+#pragma unroll
+      for (int m = 0; m < C::kTilesM; ++m)
+#pragma unroll
+        for (int n = 0; n < C::kTilesN; ++n)
+          ptx::mma<T>(reinterpret_cast<float (&)[4]>(products[m][4 * n]), a[m], b[n]);
     }
   }
 
-  __device__ __forceinline__ void add_chunk(int stage, int chunk) {
-    const float* units = shared.row_unit[C::kStream ? stage : chunk];
-    if (chunk == 0) exotic = !C::kStream && shared.exotic_queries;
-    exotic |= shared.stages[stage].exotic != 0;
+  // Three products of halves: what the fourth would add is below the rounding of fp32. Eight tokens at a time, because
+  // both their halves stay in registers while all query rows meet them.
+  __device__ __forceinline__ void multiply_split(int stage, int chunk) {
+    const char* tokens = ring + stage * C::kStageBytes;
+    const char* from = query_rows(stage, chunk);
+    const float* row_units = shared.row_unit[C::kStream ? stage : chunk];
+    bool odd = C::kStream ? shared.stages[stage].exotic : shared.exotic_queries;
 #pragma unroll
-    for (int m = 0; m < C::kTilesM; ++m) {
-      if (chunk == 0) clear(totals[m]);
-      const float unit[2] = {units[row_of(m, 0)], units[row_of(m, 1)]};
+    for (int n = 0; n < C::kTilesN; ++n) {
+      SplitRow row;
+      row.load<C>(tokens, warp_n * C::kTilesN * 8 + n * 8 + lane / 4, args.problem.documents.dtype,
+                  args.problem.normalize);
+      uint32_t high[4][2], low[4][2];
 #pragma unroll
-      for (int n = 0; n < C::kTilesN; ++n) {
-        const float2 token = *reinterpret_cast<const float2*>(&shared.token_unit[stage][column0() + 8 * n]);
+      for (int s = 0; s < 4; ++s)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) row.split(s, half, high[s][half], low[s][half]);
+      odd |= row.exotic();
+      squares[n] = chunk == 0 ? row.square : squares[n] + row.square;
+      const float2 unit = of_columns(row.unit);
+#pragma unroll
+      for (int m = 0; m < C::kTilesM; ++m) {
+        float main[4] = {}, small[2][4] = {};  // apart, so that no product waits for another for long
+#pragma unroll
+        for (int s = 0; s < 4; ++s) {
+          uint32_t a[4];
+          fetch_queries(a, from, m, s, 0);
+          ptx::mma<T>(main, a, high[s]);
+          if (args.allow_tf32) continue;
+          ptx::mma<T>(small[0], a, low[s]);
+          fetch_queries(a, from, m, s, 128);
+          ptx::mma<T>(small[1], a, high[s]);
+        }
+        const float row_unit[2] = {row_units[row_of(m, 0)], row_units[row_of(m, 1)]};
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          float& total = totals[m][4 * n + e];
-          total = fmaf(products[m][4 * n + e], unit[e / 2] * (e % 2 ? token.y : token.x), total);
+          float& total = products[m][4 * n + e];
+          total = fmaf(main[e] + (small[0][e] + small[1][e]), row_unit[e / 2] * (e % 2 ? unit.y : unit.x), total);
         }
       }
+    }
+    odd = __any_sync(~0u, odd);
+    exotic = chunk == 0 ? odd : exotic || odd;
+  }
+
+  // A value of this thread's row of tokens, lane / 4, as one of its columns, 2 (lane % 4) and the next.
+  __device__ __forceinline__ float2 of_columns(float value) const {
+    const int first = lane % 4 * 8;
+    return make_float2(__shfl_sync(~0u, value, first), __shfl_sync(~0u, value, first + 4));
+  }
+
+  __device__ __forceinline__ void normalize_products() {
+#pragma unroll
+    for (int n = 0; n < C::kTilesN; ++n) {
+      const float2 factor = of_columns(inverse_norm(squares[n]));
+#pragma unroll
+      for (int m = 0; m < C::kTilesM; ++m)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) products[m][4 * n + e] *= e % 2 ? factor.y : factor.x;
     }
   }
 
@@ -137,33 +172,41 @@ struct MmaConsumer {
     for (int m = 0; m < C::kTilesM; ++m)
 #pragma unroll
       for (int i = 0; i < C::kTilesN * 4; ++i) {
-        if (totals[m][i] == totals[m][i]) continue;
+        if (products[m][i] == products[m][i]) continue;
         const int row = row_of(m, i / 2 % 2), column = column0() + i / 4 * 8 + i % 2;
         const BlockInfo& owner = shared.blocks[C::kStream ? stage : 0][row / kBlockTokens];
         const bool kept = full || (info.bits[column / 32] >> column % 32 & 1);
         if (kept && (owner.kept >> row % kBlockTokens & 1))
-          totals[m][i] = exact_product(owner, row % kBlockTokens,
+          products[m][i] = exact_product(owner, row % kBlockTokens,
                                        info.begin + (info.first_token + column) * args.problem.documents.token_stride);
       }
   }
 
   template <bool kScaled>
-  __device__ __forceinline__ void take_maxima(int stage) {
+  __device__ __forceinline__ void take_maxima(int stage, const ColumnScale<kScaled>& scale) {
     const MmaStage& info = shared.stages[stage];
-    const ColumnScale<kScaled> scale{shared.token_scale[stage]};
 #pragma unroll
     for (int m = 0; m < C::kTilesM; ++m)
-      take_products(C::kSplit ? totals[m] : products[m], rows[m], info.first_token, column0(),
-                    info.flags & StageInfo::kFull, info.bits, scale);
+      take_products(products[m], rows[m], info.first_token, column0(), info.flags & StageInfo::kFull, info.bits, scale);
   }
 
   __device__ __forceinline__ void consume(int stage) {
     const MmaStage& info = shared.stages[stage];
-    multiply_chunk(stage, info.chunk);
-    if (C::kSplit) add_chunk(stage, info.chunk);
-    if (info.chunk + 1 < chunks) return;
-    if (C::kSplit && exotic) mend_exotic(stage);
-    args.problem.normalize ? take_maxima<true>(stage) : take_maxima<false>(stage);
+    if constexpr (C::kSplit) {
+      multiply_split(stage, info.chunk);
+      if (info.chunk + 1 < chunks) return;
+      if (exotic) mend_exotic(stage);
+      if (args.problem.normalize) normalize_products();
+      take_maxima(stage, ColumnScale<false>{});
+    } else {
+      multiply_plain(stage, info.chunk);
+      if (info.chunk + 1 < chunks) return;
+      if (args.problem.normalize)
+        take_maxima(stage, ColumnScale<true>{shared.token_scale[stage]});
+      else
+        take_maxima(stage, ColumnScale<false>{});
+    }
+    clear_products();
     any_token |= (info.flags & StageInfo::kAnyToken) != 0;
     if (!(info.flags & StageInfo::kLast)) return;
     finish(stage, info);
@@ -203,61 +246,55 @@ struct MmaConsumer {
 };
 
 template <class C, class T, bool kArgmax>
-__global__ void __launch_bounds__(C::kThreads) mma_forward(const __grid_constant__ ForwardArgs args, int stages) {
+__global__ void __launch_bounds__(C::kThreads, C::kPerSm) mma_forward(const __grid_constant__ ForwardArgs args, int stages) {
   extern __shared__ __align__(128) char memory[];
   __shared__ MmaShared<C> shared;
   const Problem& problem = args.problem;
   const int chunks = static_cast<int>((problem.queries.dim + kChunk - 1) / kChunk);
-  const bool prepare = C::kSplit || problem.normalize;
   MmaLoader<C> loader(args, shared, memory, chunks);
   MmaConsumer<C, T, kArgmax> consumer(args, shared, memory, chunks);
-  bool more = loader.first();
   int in_flight = 0, head = 0, tail = 0;  // stages loaded, the next one to load, the next one to multiply
+  const bool prepares_queries = C::kSplit || problem.normalize, prepares_tokens = !C::kSplit && problem.normalize;
   const auto wait_for_queries = [&] {
     loader.load_resident();
     ptx::copy_commit();
     ptx::copy_wait<0>();
+    if (threadIdx.x == 0) shared.exotic_queries = 0;
     __syncthreads();
-    if (prepare) {
-      if (threadIdx.x == 0) shared.exotic_queries = 0;
-      __syncthreads();
-      bool exotic = false;
-      for (int chunk = 0; chunk < chunks; ++chunk) {
-        exotic |= prepare_rows<C, T>(memory + chunk * C::kRowBytes, C::kRows, problem, problem.queries.dtype,
-                                     chunk ? shared.row_scale[0] : nullptr, shared.row_unit[C::kStream ? 0 : chunk],
-                                     shared.row_scale[0], chunk + 1 == chunks);
-        __syncthreads();
-      }
+    for (int chunk = 0; prepares_queries && chunk < chunks; ++chunk) {
+      const bool exotic = prepare_queries<C, T>(memory + chunk * C::kRowBytes, problem,
+                                                chunk ? shared.row_scale[0] : nullptr,
+                                                shared.row_unit[C::kStream ? 0 : chunk], shared.row_scale[0],
+                                                chunk + 1 == chunks);
       if (exotic) shared.exotic_queries = 1;
+      __syncthreads();
     }
-    loader.step.new_queries = false;
   };
-  while (in_flight > 0 || more) {
-    const bool reload = !C::kStream && more && loader.step.new_queries;  // waits until nothing reads the old ones
-    const bool loads = more && (!reload || in_flight == 0), fills = loads && in_flight < stages - 1;
-    if (!fills) in_flight == 2 ? ptx::copy_wait<1>() : ptx::copy_wait<0>();
-    __syncthreads();  // the next stage has arrived, and nobody reads the one before any more
-    if (reload && loads) wait_for_queries();
-    if (loads) {
+  loader.find_first();
+  while (true) {
+    __syncthreads();  // the step is known, and nobody reads the stage before the next any more
+    const bool more = loader.step().exists;
+    if (!more && in_flight == 0) return;
+    const bool reloads = !C::kStream && more && loader.step().new_queries;
+    if (more && (!reloads || in_flight == 0)) {
+      if (reloads) wait_for_queries();
       loader.load(head);
       ptx::copy_commit();
+      loader.find_next();
       head = head + 1 == stages ? 0 : head + 1;
-      ++in_flight;
-      more = loader.next();
+      if (++in_flight < stages) continue;
     }
-    if (fills) continue;
-    if (prepare) {
+    in_flight == 3 ? ptx::copy_wait<2>() : in_flight == 2 ? ptx::copy_wait<1>() : ptx::copy_wait<0>();
+    __syncthreads();  // the stage has arrived
+    if (prepares_tokens || (C::kStream && prepares_queries)) {
       const int chunk = shared.stages[tail].chunk, before = (tail == 0 ? stages : tail) - 1;
       const bool last = chunk + 1 == chunks;
       char* tile = memory + C::kResidentChunks * C::kRowBytes + tail * C::kStageBytes;
-      bool exotic = prepare_rows<C, T>(tile, C::N, problem, problem.documents.dtype,
-                                       chunk ? shared.token_scale[before] : nullptr, shared.token_unit[tail],
-                                       shared.token_scale[tail], last);
-      if (C::kStream)
-        exotic |= prepare_rows<C, T>(tile + C::kTileBytes, C::kRows, problem, problem.queries.dtype,
-                                     chunk ? shared.row_scale[before] : nullptr, shared.row_unit[tail],
-                                     shared.row_scale[tail], last);
-      if (exotic) shared.stages[tail].exotic = 1;
+      if (prepares_tokens)
+        prepare_tokens<C, T>(tile, chunk ? shared.token_scale[before] : nullptr, shared.token_scale[tail], last);
+      if (C::kStream && prepare_queries<C, T>(tile + C::kTileBytes, problem, chunk ? shared.row_scale[before] : nullptr,
+                                              shared.row_unit[tail], shared.row_scale[tail], last))
+        shared.stages[tail].exotic = 1;
       __syncthreads();
     }
     consumer.consume(tail);

@@ -16,24 +16,29 @@ struct MmaStage : StageInfo {
   int32_t exotic;  // a row of this stage is beyond what split operands hold
 };
 
+// One chunk of features of one tile: what is loaded next. It lives in shared memory, so that it takes no registers from
+// the products.
+template <class C>
+struct MmaStep {
+  Unit unit;
+  BlockInfo blocks[C::kBlocks];
+  int32_t part, from, chunk;
+  bool new_queries, exists;
+};
+
 template <class C>
 struct MmaShared {
   MmaStage stages[C::kStages];
+  MmaStep<C> steps[2];
+  Unit ahead[32];
   BlockInfo blocks[C::kStream ? C::kStages : 1][C::kBlocks];
   // Of each row: what a split operand was divided by, and the sum of squares up to this chunk, its inverse root after
   // the last.
-  float token_unit[C::kStages][C::N], token_scale[C::kStages][C::N];
+  float token_scale[C::kStages][C::N];
   float row_unit[C::kStream ? C::kStages : 2][C::kRows], row_scale[C::kStream ? C::kStages : 1][C::kRows];
   float best[C::kWarpsN][C::kRows];
   int32_t winner[C::kWarpsN][C::kRows];
   int32_t exotic_queries;  // a resident row is beyond what split operands hold
-};
-
-// A step: one chunk of features of one tile.
-struct MmaStep {
-  Unit unit;
-  int32_t part = 0, from = 0, chunk = 0;
-  bool new_queries = true;
 };
 
 template <class C>
@@ -50,8 +55,7 @@ struct MmaLoader {
   int thread, warp, lane, chunks;
   bool query_aligned, document_aligned;  // 16 bytes of a row can be fetched at a time
   UnitWalk<C::kBlocks> walk;
-  MmaStep step;
-  BlockInfo block;  // of the step's queries, one a lane
+  int at = 0;  // of the step that is loaded next
 
   __device__ __forceinline__ MmaLoader(const ForwardArgs& args_, MmaShared<C>& shared_, char* memory, int chunks_)
       : args(args_),
@@ -64,7 +68,7 @@ struct MmaLoader {
         chunks(chunks_),
         query_aligned(aligned(args_.problem.queries)),
         document_aligned(aligned(args_.problem.documents)),
-        walk(args_, true) {}
+        walk(args_, shared_.ahead) {}
 
   __device__ __forceinline__ static bool aligned(const Segments& side) {
     const int64_t strides = side.token_stride | side.segment_stride.inner | side.segment_stride.outer;
@@ -72,30 +76,53 @@ struct MmaLoader {
            ((reinterpret_cast<uintptr_t>(side.data) | strides * element_size(side.dtype)) & 15) == 0;
   }
 
-  __device__ __forceinline__ bool first() {
-    if (!walk.next(step.unit)) return false;
-    block = describe_block<C::kBlocks>(args, walk.cross(), step.unit.group, 0, lane);
-    return true;
+  __device__ __forceinline__ const MmaStep<C>& step() const { return shared.steps[at]; }
+
+  // The first warp finds the step that follows `step`; the others see it behind the next barrier.
+  __device__ __forceinline__ void find_first() {
+    if (warp == 0) enter_unit(shared.steps[at], INT64_MIN, 0);
+  }
+  __device__ __forceinline__ void find_next() {
+    const MmaStep<C>& now = shared.steps[at];
+    at ^= 1;
+    if (warp != 0) return;
+    MmaStep<C>& then = shared.steps[at];
+    int chunk = now.chunk + 1, from = now.from, part = now.part;
+    if (chunk == chunks) chunk = 0, from += C::N;
+    if (chunk == 0 && from >= now.unit.document.length) from = 0, ++part;
+    if (part == now.unit.parts) {
+      enter_unit(then, now.unit.group, now.part);
+      if (then.exists && !then.new_queries && lane < C::kBlocks) then.blocks[lane] = now.blocks[lane];
+    } else {
+      const bool other = part != now.part;
+      if (lane < C::kBlocks)
+        then.blocks[lane] =
+            other ? describe_block<C::kBlocks>(args, walk.cross(), now.unit.group, part, lane) : now.blocks[lane];
+      if (lane == 0) {
+        then.unit = now.unit;
+        then.part = part;
+        then.from = from;
+        then.chunk = chunk;
+        then.new_queries = other;
+        then.exists = true;
+      }
+    }
+    __syncwarp();
   }
 
-  // The step behind this one; false at the end.
-  __device__ __forceinline__ bool next() {
-    step.new_queries = false;
-    if (++step.chunk < chunks) return true;
-    step.chunk = 0;
-    step.from += C::N;
-    if (step.from < step.unit.document.length) return true;
-    step.from = 0;
-    const int64_t group = step.unit.group;
-    const int part = step.part;
-    if (++step.part == step.unit.parts) {
-      step.part = 0;
-      if (!walk.next(step.unit)) return false;
+  __device__ __forceinline__ void enter_unit(MmaStep<C>& then, int64_t group, int part) {
+    Unit unit;
+    const bool exists = walk.next(unit, [] { __syncwarp(); });
+    const bool new_queries = exists && (unit.group != group || part != 0);
+    if (new_queries && lane < C::kBlocks)
+      then.blocks[lane] = describe_block<C::kBlocks>(args, walk.cross(), unit.group, 0, lane);
+    if (lane == 0) {
+      then.unit = unit;
+      then.part = then.from = then.chunk = 0;
+      then.new_queries = new_queries;
+      then.exists = exists;
     }
-    step.new_queries = step.unit.group != group || step.part != part;
-    if (step.new_queries)
-      block = describe_block<C::kBlocks>(args, walk.cross(), step.unit.group, step.part, lane);
-    return true;
+    __syncwarp();
   }
 
   // kRows rows of one chunk, 16 bytes a thread and step: row 0 begins at element `begin`, and rows that are not inside
@@ -104,15 +131,15 @@ struct MmaLoader {
   __device__ __forceinline__ void copy_rows(char* to, const Segments& side, bool aligned, int chunk, int64_t begin,
                                             Inside inside) {
     const int size = C::kSplit ? static_cast<int>(element_size(side.dtype)) : 2;
-    const int per_row = kChunk * size / 16, per_copy = 16 / size, rows_a_step = C::kThreads / per_row;
-    const int row0 = thread / per_row, copy = thread % per_row, feature = chunk * kChunk + copy * per_copy;
+    const int shift = size == 4 ? 4 : 3, per_copy = 16 / size, rows_a_step = C::kThreads >> shift;
+    const int row0 = thread >> shift, copy = thread & ((1 << shift) - 1), feature = chunk * kChunk + copy * per_copy;
     const int count = static_cast<int>(max(int64_t{0}, min(int64_t{per_copy}, side.dim - feature)));
-    to += C::kSplit ? row0 * C::kPitch + copy * 16 : swizzled_chunk<C>(row0, copy);
+    to += swizzled_chunk<C>(row0, copy);
     const char* from =
         static_cast<const char*>(side.data) + (begin + row0 * side.token_stride + feature * side.feature_stride) * size;
     const int64_t row_step = rows_a_step * side.token_stride * size;
     const int to_step = rows_a_step * C::kPitch;
-    static_assert(C::kSplit || kRows % 16 == 0, "steps keep the swizzle");
+    static_assert(C::kThreads / 16 % 8 == 0, "steps keep the swizzle");
     if (aligned) {
 #pragma unroll
       for (int i = 0; i < kRows * C::kPitch / 16 / C::kThreads; ++i) {
@@ -145,53 +172,53 @@ struct MmaLoader {
     const Segments& side = args.problem.queries;
 #pragma unroll 1
     for (int b = 0; b < C::kBlocks; ++b) {
-      const int64_t begin = __shfl_sync(~0u, block.begin, b);
-      const uint32_t kept = __shfl_sync(~0u, block.kept, b);
-      copy_rows<kBlockTokens>(to + b * kBlockTokens * C::kPitch, side, query_aligned, chunk, begin,
+      const BlockInfo& block = step().blocks[b];
+      const uint32_t kept = block.kept;
+      copy_rows<kBlockTokens>(to + b * kBlockTokens * C::kPitch, side, query_aligned, chunk, block.begin,
                               [&](int row) { return kept >> row & 1; });
     }
   }
 
   __device__ __forceinline__ void load_resident() {
-    if (warp == 0 && lane < C::kBlocks) shared.blocks[0][lane] = block;
+    if (warp == 0 && lane < C::kBlocks) shared.blocks[0][lane] = step().blocks[lane];
     for (int chunk = 0; chunk < chunks; ++chunk) copy_queries(queries + chunk * C::kRowBytes, chunk);
   }
 
   __device__ __forceinline__ void load(int stage) {
     const Segments& side = args.problem.documents;
-    const Unit& unit = step.unit;
-    const Tile<C::N> tile(step.from, unit.document.length, side.mask);
-    int flags = (step.new_queries ? StageInfo::kNewQueries : 0) | (unit.document.valid ? 0 : StageInfo::kInvalid) |
-                (tile.last ? StageInfo::kLast : 0);
+    const MmaStep<C>& now = step();
+    const Span document = now.unit.document;
+    const int chunk = now.chunk;
+    const Tile<C::N> tile(now.from, document.length, side.mask);
+    int flags = (document.valid ? 0 : StageInfo::kInvalid) | (tile.last ? StageInfo::kLast : 0);
     MmaStage& info = shared.stages[stage];
-    if (step.chunk + 1 == chunks) {
+    if (chunk + 1 == chunks) {
       bool full = tile.rows == C::N, any = full;
       if (side.mask || !full) {
         const int column = warp * 32 + lane;
-        const bool kept = column < tile.rows && token_kept(side, unit.document, tile.first + column);
+        const bool kept = column < tile.rows && token_kept(side, document, tile.first + column);
         static_assert(C::N <= C::kThreads, "a thread looks at a column");
         const uint32_t bits = __ballot_sync(~0u, kept);
         if (lane == 0) info.bits[warp] = bits;
         full = false;
-        any = any_column(unit.document, tile);
+        any = any_column(document, tile);
       }
       flags |= (full ? StageInfo::kFull : 0) | (any ? StageInfo::kAnyToken : 0);
     }
     if (thread == 0) {
       info.flags = flags;
       info.first_token = tile.first;
-      info.target = unit.target;
-      info.chunk = step.chunk;
-      info.begin = unit.document.begin;
+      info.target = now.unit.target;
+      info.chunk = chunk;
+      info.begin = document.begin;
       info.exotic = 0;
     }
     char* to = ring + stage * C::kStageBytes;
-    copy_rows<C::N>(to, side, document_aligned, step.chunk,
-                    unit.document.begin + tile.first * side.token_stride,
+    copy_rows<C::N>(to, side, document_aligned, chunk, document.begin + tile.first * side.token_stride,
                     [&](int row) { return row < tile.rows; });
     if (C::kStream) {
-      if (warp == 0 && lane < C::kBlocks) shared.blocks[stage][lane] = block;
-      copy_queries(to + C::kTileBytes, step.chunk);
+      if (warp == 0 && lane < C::kBlocks) shared.blocks[stage][lane] = now.blocks[lane];
+      copy_queries(to + C::kTileBytes, chunk);
     }
   }
 

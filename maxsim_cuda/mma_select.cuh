@@ -12,12 +12,16 @@ namespace maxsim {
 namespace cuda {
 namespace {
 
-// Stages that fit what a block may have: three, two, or none.
+// Stages of the ring, three or two, so that as many blocks share an SM as their registers allow: their waits hide
+// each other. None where not even one block fits.
 template <class C>
 int stages_that_fit() {
-  for (int stages = C::kStages; stages >= 2; --stages)
-    if (C::shared_bytes(stages) + static_cast<int>(sizeof(MmaShared<C>)) <= current_device().shared_bytes)
-      return stages;
+  const Device& device = current_device();
+  for (int blocks = C::kPerSm; blocks >= 1; --blocks)
+    for (int stages = C::kStages; stages >= 2; --stages) {
+      const int bytes = C::shared_bytes(stages) + static_cast<int>(sizeof(MmaShared<C>));
+      if (bytes <= device.shared_bytes && blocks * (bytes + 1024) <= device.sm_shared_bytes) return stages;
+    }
   return 0;
 }
 

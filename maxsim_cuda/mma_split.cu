@@ -7,20 +7,20 @@ namespace cuda {
 int mma_arch() {
   static const int arch = [] {
     cudaFuncAttributes attributes;
-    check(cudaFuncGetAttributes(&attributes, mma_forward<MmaSplitLean<false>, __half, false>), "mma_forward");
+    check(cudaFuncGetAttributes(&attributes, mma_forward<MmaSplit<false, 2>, __half, false>), "mma_forward");
     return attributes.ptxVersion;
   }();
   return arch;
 }
 
 void mma_select_split(const ForwardArgs& args, cudaStream_t stream) {
-  const bool lean = rows_of(args) <= MmaSplitLean<false>::kRows;
+  const bool lean = rows_of(args) <= 32;
   if (streams(args)) {
-    if (lean) return launch_form<__half, MmaSplitLean<true>>(args, stream);
-    return launch_form<__half, MmaSplitWide<true>, MmaSplitLean<true>>(args, stream);
+    if (lean) return launch_form<__half, MmaSplit<true, 2>>(args, stream);
+    return launch_form<__half, MmaSplit<true, 4>, MmaSplit<true, 2>>(args, stream);
   }
-  if (lean) return launch_form<__half, MmaSplitLean<false>>(args, stream);
-  launch_form<__half, MmaSplitWide<false>, MmaSplitLean<false>>(args, stream);
+  if (lean) return launch_form<__half, MmaSplit<false, 2>>(args, stream);
+  launch_form<__half, MmaSplit<false, 4>, MmaSplit<false, 2>>(args, stream);
 }
 
 void mma_select(const ForwardArgs& args, cudaStream_t stream) {

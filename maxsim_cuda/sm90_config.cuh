@@ -11,7 +11,7 @@ namespace cuda {
 constexpr int kAtom = 64;  // features of a 128-byte swizzled row
 
 // What a block may take of the 227 KB, less the barriers and descriptions that Sm90Shared holds.
-constexpr int kSharedLimit = 218 * 1024;
+constexpr int kSharedLimit = 215 * 1024;
 
 // kGroups math warpgroups hold kTiles x 64 query rows each and meet N document tokens a step; kAtoms x 64 features.
 template <int kGroups_, int kTiles_, int N_, int kAtoms_, int kStageBytes, int kPerSm_ = 1, int kQueryBuffers_ = 1>

@@ -23,6 +23,7 @@ struct Sm90Consumer {
   Ring<C::kQueryBuffers> buffer;
   Ring<Sm90Shared<C>::kFinished> finished{0, 1};
   bool any_token;  // the open document has kept one so far
+  bool idle;       // this warp's rows belong to no query: what their memory holds is nobody's
 
   __device__ __forceinline__ void issue(int tile, int stage) {
     const uint32_t a = queries + buffer.at * C::kQueryBytes + (group * C::kTiles + tile) * 64 * C::kAtoms * 128;
@@ -36,6 +37,7 @@ struct Sm90Consumer {
   }
 
   __device__ __forceinline__ void take_maxima(int tile, int flags, int stage) {
+    if (__shfl_sync(~0u, idle, 0)) return;
     const StageInfo& info = shared.stages[stage];
     const bool full = __shfl_sync(~0u, flags, 0) & StageInfo::kFull;
     take_products(products[tile], rows[tile], info.first_token, lane % 4 * 2, full, info.bits,
@@ -86,7 +88,7 @@ struct Sm90Consumer {
 
   __device__ __forceinline__ void run() {
     Ring<C::kStages> ring;
-    any_token = false;
+    any_token = idle = false;
 #pragma unroll
     for (int tile = 0; tile < C::kTiles; ++tile) rows[tile].reset();
     bool primed = false;
@@ -96,7 +98,11 @@ struct Sm90Consumer {
         wait_stage(ring);
         flags = flags_of(ring.at);
         if (flags & StageInfo::kEnd) break;
-        if (flags & StageInfo::kNewQueries) ptx::mbarrier_wait(&shared.queries_full[buffer.at], buffer.phase);
+        if (flags & StageInfo::kNewQueries) {
+          ptx::mbarrier_wait(&shared.queries_full[buffer.at], buffer.phase);
+          const int block = C::kTiles == 1 ? group * 2 + warp / 2 : group * 4 + warp;
+          idle = shared.blocks[buffer.at][block].kept == 0;
+        }
 #pragma unroll
         for (int tile = 0; tile < C::kTiles; ++tile) issue(tile, ring.at);
       }

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "sm90_feed.cuh"
-#include "units.cuh"
 
 namespace maxsim {
 namespace cuda {
@@ -32,11 +31,11 @@ struct Sm90Producer : Sm90Feed<C> {
   }
 
   __device__ __forceinline__ void run() {
-    const bool rows_by_hand = !this->args.tma || this->args.problem.documents.mask;
-    UnitWalk<C::kBlocks> walk(this->args, rows_by_hand);
+    UnitWalk<C::kBlocks> walk(this->args, this->shared.ahead);
+    const auto sync = [&] { this->args.tma ? __syncwarp() : sync_loaders(); };
     int64_t resident = -1;
     Unit unit;
-    while (walk.next(unit)) {
+    while (walk.next(unit, sync)) {
       for (int part = 0; part < unit.parts; ++part) {
         const int64_t key = unit.group << 32 | part;
         stream(walk.cross(), unit, part, key != resident);

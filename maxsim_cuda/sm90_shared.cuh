@@ -3,6 +3,7 @@
 
 #include "ptx/mbarrier.cuh"
 #include "sm90_config.cuh"
+#include "units.cuh"
 
 namespace maxsim {
 namespace cuda {
@@ -28,6 +29,7 @@ struct Sm90Shared {
   StageInfo stages[C::kStages];
   BlockInfo blocks[C::kQueryBuffers][C::kBlocks];
   Finished finished[kFinished];
+  Unit ahead[32];
   float token_scale[C::kStages][C::N];
   float row_scale[C::kQueryBuffers][C::kRows];
   alignas(16) float maxima[kFinished][C::kRows];  // [block][token]

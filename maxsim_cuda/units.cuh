@@ -21,12 +21,13 @@ __device__ __forceinline__ int64_t block_count(const ForwardArgs& args) {
 }
 
 // Walks over the units of this thread block, for groups of kBlocks query blocks. Run by whole warps: each lane looks up
-// one of the next 32 units ahead of time, because offsets and ids come from memory and 64-bit divisions are slow.
+// one of the next 32 units ahead of time, because offsets and ids come from memory and 64-bit divisions are slow. What
+// they find stays in shared memory, where it costs no registers.
 template <int kBlocks>
 class UnitWalk {
  public:
-  __device__ __forceinline__ UnitWalk(const ForwardArgs& args, bool needs_begin)
-      : args_(args), cross_(args.problem.pairing == Pairing::cross), needs_begin_(needs_begin) {
+  __device__ __forceinline__ UnitWalk(const ForwardArgs& args, Unit (&ahead)[32])
+      : args_(args), ahead_(ahead), cross_(args.problem.pairing == Pairing::cross) {
     const int64_t groups = cross_ ? quotient(block_count(args) + kBlocks - 1, kBlocks) : 1;
     const int64_t units = groups * args.count;
     // One query group: documents are dealt round-robin. Several: a contiguous range each, so that rows stay resident.
@@ -38,29 +39,20 @@ class UnitWalk {
 
   __device__ __forceinline__ bool cross() const { return cross_; }
 
-  __device__ __forceinline__ bool next(Unit& unit) {
+  // Several warps may walk together: `sync` brings them to one place.
+  template <class Sync>
+  __device__ __forceinline__ bool next(Unit& unit, Sync sync) {
     if (at_ == batch_) {
       if (base_ >= to_) return false;
+      sync();  // the last of the units before has been read
       const int64_t mine = base_ + threadIdx.x % 32 * step_;
-      ahead_ = look_up(mine, mine + step_);
+      ahead_[threadIdx.x % 32] = look_up(mine, mine + step_);
       at_ = 0;
       batch_ = static_cast<int>(min(int64_t{32}, (to_ - base_ + step_ - 1) / step_));
       base_ += 32 * step_;
+      sync();
     }
-    const int from = at_++;
-    unit.document.length = __shfl_sync(~0u, ahead_.document.length, from);
-    unit.document.valid = __shfl_sync(~0u, ahead_.document.valid, from);
-    unit.document.first_row = __shfl_sync(~0u, ahead_.document.first_row, from);
-    if (needs_begin_) {
-      unit.document.begin = __shfl_sync(~0u, ahead_.document.begin, from);
-      unit.document.mask_begin = __shfl_sync(~0u, ahead_.document.mask_begin, from);
-    }
-    unit.group = __shfl_sync(~0u, ahead_.group, from);
-    unit.target = __shfl_sync(~0u, ahead_.target, from);
-    unit.inner = __shfl_sync(~0u, ahead_.inner, from);
-    unit.outer = __shfl_sync(~0u, ahead_.outer, from);
-    unit.parts = __shfl_sync(~0u, ahead_.parts, from);
-    unit.release = __shfl_sync(~0u, ahead_.release, from);
+    unit = ahead_[at_++];
     return true;
   }
 
@@ -88,9 +80,9 @@ class UnitWalk {
   }
 
   const ForwardArgs& args_;
-  const bool cross_, needs_begin_;
+  Unit (&ahead_)[32];
+  const bool cross_;
   int64_t base_, to_, step_;
-  Unit ahead_;
   int at_ = 0, batch_ = 0;
 };
 
