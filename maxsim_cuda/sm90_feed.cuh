@@ -24,13 +24,12 @@ struct Sm90Feed {
   int warp, lane;
   Ring<C::kStages> ring{0, 1};
   Ring<C::kQueryBuffers> buffer{0, 1};
-  const uint64_t document_policy, query_policy;
+  const uint64_t stream_policy;
 
   __device__ __forceinline__ Sm90Feed(const Sm90Args& args_, const Sm90Maps& maps_, Sm90Shared<C>& shared_,
                                       char* queries_, char* tiles_, int warp_, int lane_)
       : args(args_), maps(maps_), shared(shared_), queries(queries_), tiles(tiles_), warp(warp_), lane(lane_),
-        document_policy(args_.pass_through ? ptx::pass_through_l2() : ptx::keep_in_l2()),
-        query_policy(ptx::keep_in_l2()) {}
+        stream_policy(ptx::pass_through_l2()) {}
 
   __device__ __forceinline__ char* tile() const { return tiles + ring.at * C::kTileBytes; }
   __device__ __forceinline__ char* query_buffer() const { return queries + buffer.at * C::kQueryBytes; }
@@ -56,17 +55,22 @@ struct Sm90Feed {
     }
   }
 
+  __device__ __forceinline__ void load(char* to, const CUtensorMap& map, int atom, int row, int inner, int outer) {
+    if (args.pass_through)
+      ptx::tma_load(to, &map, &shared.full[ring.at], atom * kAtom, row, inner, outer, stream_policy);
+    else
+      ptx::tma_load(to, &map, &shared.full[ring.at], atom * kAtom, row, inner, outer);
+  }
+
   // One tile, described already but for its bytes. Row 0 of the tile is row `row` of the map.
   __device__ __forceinline__ void copy_tile(int flags, int first, int rows, int64_t target, int row, int inner,
                                             int outer) {
-    uint64_t* barrier = &shared.full[ring.at];
     if (rows == C::N) {
       publish(flags, first, target, C::kTileBytes);
       if (lane == 0)
 #pragma unroll
         for (int atom = 0; atom < C::kAtoms; ++atom)
-          ptx::tma_load(tile() + atom * C::N * 128, &maps.documents, barrier, atom * kAtom, row, inner, outer,
-                        document_policy);
+          load(tile() + atom * C::N * 128, maps.documents, atom, row, inner, outer);
     } else {
       const int boxes = (max(rows, 0) + 7) / 8;
       publish(flags, first, target, boxes * 8 * C::kAtoms * 128);
@@ -74,8 +78,7 @@ struct Sm90Feed {
       if (lane < boxes)
 #pragma unroll
         for (int atom = 0; atom < C::kAtoms; ++atom)
-          ptx::tma_load(tile() + atom * C::N * 128 + lane * 1024, &maps.tails, barrier, atom * kAtom, row + lane * 8,
-                        inner, outer, document_policy);
+          load(tile() + atom * C::N * 128 + lane * 1024, maps.tails, atom, row + lane * 8, inner, outer);
     }
     __syncwarp();
   }
@@ -98,7 +101,7 @@ struct Sm90Feed {
       if (box < kBoxes && (present >> block & 1)) {
         const int row = block_row<C>(block, token);
         ptx::tma_load(query_buffer() + row / 64 * 64 * C::kAtoms * 128 + atom * 64 * 128 + row % 64 * 128,
-                      &maps.queries, barrier, atom * kAtom, from, 0, outer, query_policy);
+                      &maps.queries, barrier, atom * kAtom, from, 0, outer);
       }
     }
   }

@@ -70,11 +70,11 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
   // A short stream that is read once leaves L2 to others: their dirty lines need not be written back to make room. A
-  // long one fills L2 whatever it says, and is 2 to 5 % slower for saying so.
+  // long one fills L2 whatever it says, and is up to 5 % slower for saying so.
   const Segments& documents = args.problem.documents;
   const int64_t rows = documents.packed() ? documents.extent : documents.count * documents.extent;
   mapped.pass_through = (args.problem.pairing == Pairing::slab || (cross && units == args.count)) &&
-                        rows * documents.dim * 2 < int64_t{2} * current_device().l2_bytes;
+                        rows * documents.dim * 2 < int64_t{4} * current_device().l2_bytes;
   mapped.dense = mapped.tma && units < INT32_MAX && dense(args.problem);
   mapped.dense_units = static_cast<uint32_t>(units);
   // As few blocks as share the work as evenly: none is left with a last unit of its own.

@@ -12,12 +12,7 @@ __device__ __forceinline__ void tma_prefetch(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// What a load leaves in L2: lines that will be read again stay, lines of a stream go first.
-__device__ __forceinline__ uint64_t keep_in_l2() {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
+// Lines of a stream, the first that L2 lets go.
 __device__ __forceinline__ uint64_t pass_through_l2() {
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -25,6 +20,16 @@ __device__ __forceinline__ uint64_t pass_through_l2() {
 }
 
 // One box of a 4-D map; completes on `barrier` with the box's bytes, rows outside the tensor arrive as zeros.
+__device__ __forceinline__ void tma_load(void* shared, const CUtensorMap* map, uint64_t* barrier, int feature, int row,
+                                         int inner, int outer) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+      "[%2];" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(feature), "r"(row), "r"(inner), "r"(outer)
+      : "memory");
+}
+
+// The same under an L2 policy.
 __device__ __forceinline__ void tma_load(void* shared, const CUtensorMap* map, uint64_t* barrier, int feature, int row,
                                          int inner, int outer, uint64_t policy) {
   asm volatile(
