@@ -42,7 +42,7 @@ def runs() -> dict[str, subprocess.Popen]:
 
 @pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda flavour: flavour.name)
 def test_what_every_backend_has_to_pass(runs, flavour):
-    output, _ = runs[flavour.name].communicate()
+    output, _ = runs[flavour.name].communicate(timeout=600)
     assert runs[flavour.name].returncode == 0, output[-8000:]
 
 
