@@ -90,9 +90,11 @@ struct Sm90Feed {
     const int query = packed ? 0 : static_cast<int>(info.query);
     uint64_t* barrier = &shared.queries_full[buffer.at];
     if (lane < C::kBlocks) shared.blocks[buffer.at][lane] = info;
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive_expect(barrier, __popc(present) * kBlockTokens * C::kAtoms * 128);
-    __syncwarp();
+    if (lane == 0)
+      ptx::mbarrier_arrive_expect(barrier, __popc(present) * kBlockTokens * C::kAtoms * 128);
+    else
+      ptx::mbarrier_arrive(barrier);
+    __syncwarp();  // no byte may arrive before its count
 #pragma unroll
     for (int first = 0; first < kBoxes; first += 32) {
       const int box = first + lane, part = box % kParts, atom = box / kParts % C::kAtoms;

@@ -28,11 +28,8 @@ struct Sm90Finisher {
       const int block = min(lane / kLanes, C::kBlocks - 1);
       const BlockInfo owner = shared.blocks[done.buffer][block];
       double sum = add_tokens(owner, block, done.buffer, ring.at);
-      __syncwarp();  // every lane has read
-      if (lane == 0) {
-        ptx::mbarrier_arrive(&shared.finished_empty[ring.at]);
-        if (done.flags & StageInfo::kRelease) ptx::mbarrier_arrive(&shared.queries_empty[done.buffer]);
-      }
+      ptx::mbarrier_arrive(&shared.finished_empty[ring.at]);
+      if (done.flags & StageInfo::kRelease) ptx::mbarrier_arrive(&shared.queries_empty[done.buffer]);
       const bool has = lane % kLanes == 0 && lane < C::kBlocks * kLanes && owner.query >= 0;
       write_sums(args, owner, done.target, has, sum, valid, any_token);
       ring.advance();

@@ -64,8 +64,7 @@ struct Sm90Consumer {
   }
   __device__ __forceinline__ void close(int64_t target, int flags) {
     if (group == 0 && warp == 0 && lane == 0) shared.finished[finished.at] = {target, flags, buffer.at};
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(&shared.finished_full[finished.at]);
+    ptx::mbarrier_arrive(&shared.finished_full[finished.at]);
     finished.advance();
   }
 
@@ -130,8 +129,7 @@ struct Sm90Consumer {
       }
       leave(ring.at, flags);
       if (!follows) {
-        __syncwarp();
-        if (lane == 0) ptx::mbarrier_arrive(&shared.queries_empty[buffer.at]);
+        ptx::mbarrier_arrive(&shared.queries_empty[buffer.at]);
         buffer.advance();
       }
       primed = follows;

@@ -78,8 +78,7 @@ struct Sm90Producer : Sm90Feed<C> {
         this->shared.row_scale[buffer][row] =
             inverse_norm_of<C, T>(to + row / 64 * 64 * C::kAtoms * 128, 64, row % 64);
     }
-    __syncwarp();
-    if (this->lane == 0) ptx::mbarrier_arrive(&this->shared.queries_full[buffer]);
+    ptx::mbarrier_arrive(&this->shared.queries_full[buffer]);
   }
 
   __device__ __forceinline__ void stream(bool cross, const Unit& unit, int part, bool new_queries) {

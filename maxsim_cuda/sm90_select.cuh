@@ -102,7 +102,11 @@ void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
   const int64_t blocks = cross ? args.block_count : ceil_div(average, kBlockTokens);
   const int64_t length =
       documents.packed() ? ceil_div(documents.extent, std::max<int64_t>(documents.count, 1)) : documents.extent;
-  if (blocks <= 2) return launch<Sm90Lean<kAtoms>, T, kArgmax, kNormalize>(args, stream);
+  if (blocks <= 2) {
+    if constexpr (!kArgmax && !kNormalize && kAtoms == 2)
+      if (args.count >= 32 * current_device().sms) return launch<Sm90Long<kAtoms>, T, kArgmax, kNormalize>(args, stream);
+    return launch<Sm90Lean<kAtoms>, T, kArgmax, kNormalize>(args, stream);
+  }
   if (blocks <= 4) {
     if (wastes_less<112, 128>(length)) return launch<Sm90Middle<kAtoms, 112>, T, kArgmax, kNormalize>(args, stream);
     return launch<Sm90Middle<kAtoms, 128>, T, kArgmax, kNormalize>(args, stream);

@@ -36,6 +36,7 @@ struct Sm90Shared {
   int32_t winners[kFinished][C::kRows];
 
   __device__ __forceinline__ void init(bool tma) {
+    // Where all lanes of a warp wrote or read, all of them arrive.
     const int loaders = tma ? 1 : 1 + kLoaderWarps;
     for (int i = 0; i < C::kStages; ++i) {
       ptx::mbarrier_init(&full[i], loaders);
@@ -43,12 +44,12 @@ struct Sm90Shared {
       ptx::mbarrier_init(&scaled[i], kScaleThreads);
     }
     for (int i = 0; i < C::kQueryBuffers; ++i) {
-      ptx::mbarrier_init(&queries_full[i], loaders);
-      ptx::mbarrier_init(&queries_empty[i], C::kGroups * 4 + 1);  // and the finisher
+      ptx::mbarrier_init(&queries_full[i], loaders * 32);
+      ptx::mbarrier_init(&queries_empty[i], (C::kGroups * 4 + 1) * 32);  // and the finisher
     }
     for (int i = 0; i < kFinished; ++i) {
-      ptx::mbarrier_init(&finished_full[i], C::kGroups * 4);
-      ptx::mbarrier_init(&finished_empty[i], 1);
+      ptx::mbarrier_init(&finished_full[i], C::kGroups * 128);
+      ptx::mbarrier_init(&finished_empty[i], 32);
     }
     ptx::mbarrier_init_fence();
   }
