@@ -48,3 +48,42 @@ def test_no_product_of_the_hopper_forward_is_serialised(cuda: toolchain.Cuda, tm
     said = done.stdout + done.stderr
     assert said.count("Compiling entry function") >= 30, "the assembler no longer reports what it does"
     assert re.findall(r"Potential Performance Loss: wgmma.*", said) == []
+
+
+# What a file is compiled for, the tensor core instruction that its kernels stand on, and how many kernels there are.
+PRODUCTS = {
+    "mma_f16.cu": [("75", "mma.sync.aligned.m16n8k8", 10)],
+    "mma_bf16.cu": [("80", "mma.sync.aligned.m16n8k16.row.col.f32.bf16", 10)],
+    "mma_split.cu": [("75", "mma.sync.aligned.m16n8k8", 8)],
+    "sm90_bf16.cu": [("90a", "wgmma.mma_async.sync.aligned.m64n104k16", 30)],
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "arch", "instruction", "kernels"),
+    [(source, *row) for source, rows in PRODUCTS.items() for row in rows],
+)
+def test_kernels_use_tensor_cores(
+    cuda: toolchain.Cuda, tmp_path: Path, source: str, arch: str, instruction: str, kernels: int
+) -> None:
+    """No architecture falls back to something slower because a condition on it was wrong."""
+    ptx = tmp_path / "kernels.ptx"
+    command = [cuda.nvcc, "-std=c++17", f"-arch=compute_{arch}", "-ptx", ROOT / "maxsim_cuda" / source, "-o", ptx]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    bodies = ptx.read_text().split(".entry ")[1:]
+    forwards = [body for body in bodies if "forward" in body.split("(", 1)[0]]
+    assert len(forwards) >= kernels
+    missing = [body.split("(", 1)[0] for body in forwards if instruction not in body]
+    assert (len(missing) == 0) if arch != "90a" else (len(missing) < len(forwards))
+
+
+def test_products_stay_in_registers(cuda: toolchain.Cuda, tmp_path: Path) -> None:
+    """What spills is what the loading side keeps between tiles, not the products: tens of bytes, not hundreds."""
+    flags = ("-O3", "-std=c++17", "-gencode=arch=compute_80,code=sm_80", "-Xptxas=-v", "-c")
+    command = [cuda.nvcc, *flags, ROOT / "maxsim_cuda" / "mma_bf16.cu", "-o", tmp_path / "kernels.o"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", done.stdout + done.stderr)]
+    assert len(spilled) >= 10, "the assembler no longer reports what it does"
+    assert max(spilled) <= 64

@@ -67,7 +67,8 @@ def test_ops_on_any_metadata():
         assert (scores is not None) == sound or scores.numel() == 0
 
         width = draw(st.integers(-2, 25)) if rarely(draw) or not sound else argmax_width(problem)
-        both = attempt(ops.forward_argmax, *problem, normalize, empty_score, path, False, width, draw(st.integers(0, 2)))
+        mode = draw(st.integers(0, 2))
+        both = attempt(ops.forward_argmax, *problem, normalize, empty_score, path, False, width, mode)
         packed = problem.query_offsets is not None
         fits = width >= longest_query(problem) if packed else width == problem.queries.shape[1]
         if not (sound and fits):

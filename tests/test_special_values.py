@@ -173,3 +173,18 @@ def test_gradients_around_infinities_stay_with_the_winner(maxsim, path):
     maxsim.maxsim(queries, documents).sum().backward()
     assert torch.equal(queries.grad, torch.ones_like(queries))
     assert documents.grad[0, 0].eq(2).all() and not documents.grad[0, 1:].any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_float32_is_rounded_to_tf32_only_where_torch_allows_it(maxsim, monkeypatch):
+    queries, documents = torch.randn(4, 32, 128, device="cuda"), torch.randn(9, 100, 128, device="cuda")
+    similarities = torch.einsum("qid,njd->qnij", queries.double(), documents.double())
+    expected = similarities.amax(-1).sum(-1)
+
+    def error():
+        return ((maxsim.maxsim(queries, documents) - expected) / expected).abs().max()
+
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "ieee")
+    assert error() < 2e-6
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
+    assert 2e-6 < error() < 1e-3
