@@ -81,8 +81,8 @@ __device__ __forceinline__ void write_sums(const ForwardArgs& args, const BlockI
     last = has && arrived + 1 == owner.chunks;
     for (unsigned left = __ballot_sync(~0u, last && owner.chunks > 1); left; left &= left - 1) {
       const int from = __ffs(left) - 1, chunks = __shfl_sync(~0u, owner.chunks, from);
-      const auto* parts = reinterpret_cast<const double*>(
-          __shfl_sync(~0u, reinterpret_cast<unsigned long long>(partials), from));
+      const auto* parts =
+          reinterpret_cast<const double*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(partials), from));
       __threadfence();
       double total = 0;
       for (int first = 0; first < chunks; first += 32) {

@@ -33,7 +33,7 @@ void backward(const Problem& problem, const SortedPairs& sorted, const float* gr
 
 struct Device {
   int major = 0, sms = 0;
-  int shared_bytes = 0;  // that a block may have
+  int shared_bytes = 0;     // that a block may have
   int sm_shared_bytes = 0;  // that the blocks of an SM share, 1 KB of it for each block itself
   int l2_bytes = 0;
 };

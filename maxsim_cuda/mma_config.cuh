@@ -9,8 +9,8 @@ namespace cuda {
 constexpr int kChunk = 64;  // features a step: a 128-byte row of 16-bit operands
 
 // Four warps, kWarpsM x kWarpsN of them, each holding kTilesM x 16 query rows against kTilesN x 8 document tokens.
-// kSplit: operands are pairs of fp16 whose sum is the input. Queries lie so in shared memory, 256 bytes a row; documents
-// lie there as they came, in up to 256 bytes, and are split in registers, so each token belongs to one warp.
+// kSplit: operands are pairs of fp16 whose sum is the input. Queries lie so in shared memory, 256 bytes a row;
+// documents lie there as they came, in up to 256 bytes, and are split in registers, so each token belongs to one warp.
 // kStream: queries come through the ring beside each tile, for d above two chunks and for pair lists, where every unit
 // brings another query; otherwise they stay in shared memory.
 template <bool kSplit_, bool kStream_, int kWarpsM_, int kTilesM_, int kWarpsN_, int kTilesN_>

@@ -177,8 +177,9 @@ struct MmaConsumer {
         const BlockInfo& owner = shared.blocks[C::kStream ? stage : 0][row / kBlockTokens];
         const bool kept = full || (info.bits[column / 32] >> column % 32 & 1);
         if (kept && (owner.kept >> row % kBlockTokens & 1))
-          products[m][i] = exact_product(owner, row % kBlockTokens,
-                                       info.begin + (info.first_token + column) * args.problem.documents.token_stride);
+          products[m][i] =
+              exact_product(owner, row % kBlockTokens,
+                            info.begin + (info.first_token + column) * args.problem.documents.token_stride);
       }
   }
 
@@ -246,7 +247,8 @@ struct MmaConsumer {
 };
 
 template <class C, class T, bool kArgmax>
-__global__ void __launch_bounds__(C::kThreads, C::kPerSm) mma_forward(const __grid_constant__ ForwardArgs args, int stages) {
+__global__ void __launch_bounds__(C::kThreads, C::kPerSm)
+    mma_forward(const __grid_constant__ ForwardArgs args, int stages) {
   extern __shared__ __align__(128) char memory[];
   __shared__ MmaShared<C> shared;
   const Problem& problem = args.problem;
@@ -262,10 +264,9 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm) mma_forward(const __gr
     if (threadIdx.x == 0) shared.exotic_queries = 0;
     __syncthreads();
     for (int chunk = 0; prepares_queries && chunk < chunks; ++chunk) {
-      const bool exotic = prepare_queries<C, T>(memory + chunk * C::kRowBytes, problem,
-                                                chunk ? shared.row_scale[0] : nullptr,
-                                                shared.row_unit[C::kStream ? 0 : chunk], shared.row_scale[0],
-                                                chunk + 1 == chunks);
+      const bool exotic =
+          prepare_queries<C, T>(memory + chunk * C::kRowBytes, problem, chunk ? shared.row_scale[0] : nullptr,
+                                shared.row_unit[C::kStream ? 0 : chunk], shared.row_scale[0], chunk + 1 == chunks);
       if (exotic) shared.exotic_queries = 1;
       __syncthreads();
     }

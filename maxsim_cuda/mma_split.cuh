@@ -31,8 +31,7 @@ struct SplitRow {
       if (dtype == DType::f32) {
         *reinterpret_cast<float4*>(out) = *reinterpret_cast<const float4*>(rows + swizzled_chunk<C>(row, group));
       } else {
-        const uint2 raw =
-            *reinterpret_cast<const uint2*>(rows + swizzled_chunk<C>(row, group / 2) + group % 2 * 8);
+        const uint2 raw = *reinterpret_cast<const uint2*>(rows + swizzled_chunk<C>(row, group / 2) + group % 2 * 8);
         const uint32_t words[2] = {raw.x, raw.y};
 #pragma unroll
         for (int k = 0; k < 4; ++k) {

@@ -128,8 +128,7 @@ __device__ __forceinline__ void take_products(const float (&c)[kCount], RowState
     const uint32_t kept = full ? ~0u : bits[column / 32] >> column % 32;
 #pragma unroll
     for (int e = 0; e < 4; ++e)
-      if (kept >> e % 2 & 1)
-        row.take(e / 2, scale.apply(c[4 * j + e], factor, e), first_token + column + e % 2);
+      if (kept >> e % 2 & 1) row.take(e / 2, scale.apply(c[4 * j + e], factor, e), first_token + column + e % 2);
   }
 }
 

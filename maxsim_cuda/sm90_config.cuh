@@ -27,7 +27,7 @@ struct Sm90Config {
   static constexpr int kOtherRegisters = kGroups == 4 ? 64 : 104;
   static constexpr int kTileBytes = N * kAtoms * 128;
   static constexpr int kQueryBytes = kRows * kAtoms * 128;
-  static constexpr int kStages = kStageBytes / kTileBytes < 6 ? kStageBytes / kTileBytes : 6;  // more change nothing
+  static constexpr int kStages = kStageBytes / kTileBytes < 6 ? kStageBytes / kTileBytes : 6;     // more change nothing
   static constexpr int kSharedBytes = 1024 + kQueryBuffers * kQueryBytes + kStages * kTileBytes;  // 1024 to align
   static_assert(N % 8 == 0 && N <= 160, "five words of kept bits, and a legal wgmma width");
   static_assert(kStages >= 2, "a tile must arrive while another is read");
@@ -42,8 +42,8 @@ using Sm90Lean = Sm90Config<1, 1, 128 / kAtoms, kAtoms, 3 * 16384, 2, 2>;
 // The same over so many documents that starting up no longer counts: wider tiles, one block an SM, 2 % faster.
 template <int kAtoms>
 using Sm90Long = Sm90Config<1, 1, 104, kAtoms, 3 * 104 * 128 * kAtoms, 1, 2>;
-// Up to 128 query tokens for each document token read: memory-bound still, one block an SM with a warpgroup for each 64.
-// N follows the document's length (least waste).
+// Up to 128 query tokens for each document token read: memory-bound still, one block an SM with a warpgroup for
+// each 64. N follows the document's length (least waste).
 template <int kAtoms, int N>
 using Sm90Middle = Sm90Config<2, 1, N, kAtoms, kSharedLimit - 1024 - 128 * kAtoms * 128>;
 // 256 query rows for each document tile: at 128 the tiles would come from L2 faster than it gives them. Four
@@ -57,9 +57,9 @@ template <int kAtoms, int N>
 using Sm90Paired = Sm90Config<2, 2, N, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128>;
 
 struct Sm90Args : ForwardArgs {
-  bool tma;    // both sides can be described by a tensor map
+  bool tma;              // both sides can be described by a tensor map
   bool pass_through;     // documents should not push other data out of L2
-  bool dense;  // and both are padded with every token kept, in a cross product or slabs
+  bool dense;            // and both are padded with every token kept, in a cross product or slabs
   uint32_t dense_units;  // documents times the query groups that they meet one after the other
 };
 

@@ -28,7 +28,13 @@ struct Sm90Feed {
 
   __device__ __forceinline__ Sm90Feed(const Sm90Args& args_, const Sm90Maps& maps_, Sm90Shared<C>& shared_,
                                       char* queries_, char* tiles_, int warp_, int lane_)
-      : args(args_), maps(maps_), shared(shared_), queries(queries_), tiles(tiles_), warp(warp_), lane(lane_),
+      : args(args_),
+        maps(maps_),
+        shared(shared_),
+        queries(queries_),
+        tiles(tiles_),
+        warp(warp_),
+        lane(lane_),
         stream_policy(ptx::pass_through_l2()) {}
 
   __device__ __forceinline__ char* tile() const { return tiles + ring.at * C::kTileBytes; }

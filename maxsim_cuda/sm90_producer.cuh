@@ -75,8 +75,7 @@ struct Sm90Producer : Sm90Feed<C> {
     if (kNormalize) {
       sync_loaders();
       for (int row = loader(); row < C::kRows; row += kLoaderThreads)
-        this->shared.row_scale[buffer][row] =
-            inverse_norm_of<C, T>(to + row / 64 * 64 * C::kAtoms * 128, 64, row % 64);
+        this->shared.row_scale[buffer][row] = inverse_norm_of<C, T>(to + row / 64 * 64 * C::kAtoms * 128, 64, row % 64);
     }
     ptx::mbarrier_arrive(&this->shared.queries_full[buffer]);
   }
@@ -145,9 +144,7 @@ struct Sm90Producer : Sm90Feed<C> {
     __syncwarp();
   }
 
-  __device__ __forceinline__ void sync_loaders() {
-    asm volatile("bar.sync 8, %0;" ::"n"(kLoaderThreads) : "memory");
-  }
+  __device__ __forceinline__ void sync_loaders() { asm volatile("bar.sync 8, %0;" ::"n"(kLoaderThreads) : "memory"); }
 };
 
 }  // namespace cuda

@@ -78,7 +78,8 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   mapped.dense = mapped.tma && units < INT32_MAX && dense(args.problem);
   mapped.dense_units = static_cast<uint32_t>(units);
   // As few blocks as share the work as evenly: none is left with a last unit of its own.
-  const int64_t places = int64_t{current_device().sms} * C::kPerSm, share = std::max<int64_t>(1, ceil_div(units, places));
+  const int64_t places = int64_t{current_device().sms} * C::kPerSm,
+                share = std::max<int64_t>(1, ceil_div(units, places));
   kernel<<<static_cast<unsigned>(ceil_div(units, share)), C::kThreads, C::kSharedBytes, stream>>>(
       mapped, query_map, document_map, tail_map);
   check(cudaGetLastError(), "sm90_forward");
@@ -104,7 +105,8 @@ void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
       documents.packed() ? ceil_div(documents.extent, std::max<int64_t>(documents.count, 1)) : documents.extent;
   if (blocks <= 2) {
     if constexpr (!kArgmax && !kNormalize && kAtoms == 2)
-      if (args.count >= 32 * current_device().sms) return launch<Sm90Long<kAtoms>, T, kArgmax, kNormalize>(args, stream);
+      if (args.count >= 32 * current_device().sms)
+        return launch<Sm90Long<kAtoms>, T, kArgmax, kNormalize>(args, stream);
     return launch<Sm90Lean<kAtoms>, T, kArgmax, kNormalize>(args, stream);
   }
   if (blocks <= 4) {
