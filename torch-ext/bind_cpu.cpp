@@ -12,7 +12,8 @@ Tensor forward_cpu(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score
 }
 
 std::tuple<Tensor, Tensor> forward_argmax_cpu(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score,
-                                              int64_t path, bool /*allow_tf32*/, int64_t argmax_width, int64_t /*backward_mode*/) {
+                                              int64_t path, bool /*allow_tf32*/, int64_t argmax_width,
+                                              int64_t /*backward_mode*/) {
   const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, argmax_width);
   Tensor scores = new_scores(bound, queries), argmax = new_argmax(bound, queries);
   cpu::forward(bound.problem, static_cast<cpu::Path>(path), static_cast<float*>(scores.mutable_data_ptr()),

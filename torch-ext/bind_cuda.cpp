@@ -47,7 +47,8 @@ SortedIds sort_ids(const Tensor& ids) {
   return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
 }
 
-void run_forward(const BoundProblem& bound, int64_t path, bool allow_tf32, const Tensor& on, Tensor& scores, Tensor* argmax) {
+void run_forward(const BoundProblem& bound, int64_t path, bool allow_tf32, const Tensor& on, Tensor& scores,
+                 Tensor* argmax) {
   const Launch launch(on);
   const auto cuda_path = static_cast<cuda::Path>(path);
   const int64_t bytes = cuda::forward_workspace(bound.problem, cuda_path);
@@ -68,7 +69,8 @@ Tensor forward_cuda(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_scor
 }
 
 std::tuple<Tensor, Tensor> forward_argmax_cuda(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score,
-                                               int64_t path, bool allow_tf32, int64_t argmax_width, int64_t /*backward_mode*/) {
+                                               int64_t path, bool allow_tf32, int64_t argmax_width,
+                                               int64_t /*backward_mode*/) {
   const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, argmax_width);
   Tensor scores = new_scores(bound, queries), argmax = new_argmax(bound, queries);
   run_forward(bound, path, allow_tf32, queries, scores, &argmax);

@@ -26,10 +26,11 @@ int64_t available_paths() {
   ", Tensor? document_mask" absent ", Tensor? pair_queries" absent ", Tensor? pair_documents" absent
 
 STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
-  ops.def(
-      "forward(" MAXSIM_PROBLEM_SCHEMA("=None") ", bool normalize=False, float empty_score=0.0, int path=0, bool allow_tf32=False) -> Tensor");
+  ops.def("forward(" MAXSIM_PROBLEM_SCHEMA(
+      "=None") ", bool normalize=False, float empty_score=0.0, int path=0, bool allow_tf32=False) -> Tensor");
   ops.def("forward_argmax(" MAXSIM_PROBLEM_SCHEMA(
-      "") ", bool normalize, float empty_score, int path, bool allow_tf32, SymInt argmax_width, int backward_mode) -> (Tensor, Tensor)");
+      "") ", bool normalize, float empty_score, int path, bool allow_tf32, SymInt argmax_width, int backward_mode) -> "
+          "(Tensor, Tensor)");
   ops.def("backward(Tensor grad_scores, Tensor argmax, " MAXSIM_PROBLEM_SCHEMA(
       "") ", bool normalize, bool need_queries, bool need_documents, int backward_mode, int path) -> (Tensor, Tensor)");
   ops.def("available_paths() -> int");

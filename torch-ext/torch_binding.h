@@ -65,9 +65,11 @@ BackwardTensors bind_backward(const BoundProblem& bound, const Tensor& grad_scor
 
 // The ops of one backend. `path` 0 chooses; `backward_mode` is the gradient's, carried by the forward for autograd.
 #define MAXSIM_DECLARE_OPS(device)                                                                                  \
-  Tensor forward_##device(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path, bool allow_tf32);             \
+  Tensor forward_##device(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path,              \
+                          bool allow_tf32);                                                                         \
   std::tuple<Tensor, Tensor> forward_argmax_##device(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, \
-                                                     int64_t path, bool allow_tf32, int64_t argmax_width, int64_t backward_mode);    \
+                                                     int64_t path, bool allow_tf32, int64_t argmax_width,           \
+                                                     int64_t backward_mode);                                        \
   std::tuple<Tensor, Tensor> backward_##device(const Tensor& grad_scores, const Tensor& argmax,                     \
                                                MAXSIM_PROBLEM_PARAMETERS, bool normalize, bool need_queries,        \
                                                bool need_documents, int64_t backward_mode, int64_t path);           \
