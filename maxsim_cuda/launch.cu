@@ -23,10 +23,12 @@ unsigned grid(int64_t wanted, int per_sm) {
 }  // namespace
 
 const Device& current_device() {
-  static Device devices[64];
+  static Device devices[kDevices];
   int index = 0;
   check(cudaGetDevice(&index), "cudaGetDevice");
-  Device& device = devices[index & 63];
+  if (index >= kDevices) throw std::runtime_error("no more than 64 GPUs in a process");
+  Device& device = devices[index];
+  device.index = index;
   if (!device.sms) {
     check(cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, index), "compute capability");
     check(cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index),

@@ -31,10 +31,12 @@ int64_t backward_workspace(const Problem& problem);
 void backward(const Problem& problem, const SortedPairs& sorted, const float* grad_scores, const int32_t* argmax,
               void* grad_queries, void* grad_documents, void* workspace, cudaStream_t stream);
 
+constexpr int kDevices = 64;
+
 struct Device {
-  int major = 0, sms = 0;
-  int shared_bytes = 0;     // that a block may have
-  int sm_shared_bytes = 0;  // that the blocks of an SM share, 1 KB of it for each block itself
+  int index = 0, major = 0, sms = 0;  // index below kDevices
+  int shared_bytes = 0;               // that a block may have
+  int sm_shared_bytes = 0;            // that the blocks of an SM share, 1 KB of it for each block itself
   int l2_bytes = 0;
 };
 // Asked of the driver once for each device.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 
 #include "check.h"
 #include "launch.h"
@@ -29,13 +30,14 @@ template <class C, class T, bool kArgmax>
 void launch(const ForwardArgs& args, cudaStream_t stream) {
   const auto kernel = mma_forward<C, T, kArgmax>;
   const int stages = stages_that_fit<C>(), bytes = C::shared_bytes(stages);
-  static const int per_sm = [&] {
+  static std::atomic<int> known[kDevices];  // blocks an SM holds, which belongs to a device as attributes do
+  int per_sm = known[current_device().index];
+  if (!per_sm) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
           "shared memory of mma_forward");
-    int blocks = 0;
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, C::kThreads, bytes), "mma_forward");
-    return std::max(1, blocks);
-  }();
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, C::kThreads, bytes), "mma_forward");
+    known[current_device().index] = per_sm = std::max(1, per_sm);
+  }
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
   kernel<<<static_cast<unsigned>(std::min<int64_t>(units, int64_t{current_device().sms} * per_sm)), C::kThreads, bytes,

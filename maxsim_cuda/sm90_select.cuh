@@ -4,6 +4,7 @@
 #include <cudaTypedefs.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "check.h"
 #include "launch.h"
@@ -57,12 +58,12 @@ bool dense(const Problem& problem) {
 template <class C, class T, bool kArgmax, bool kNormalize>
 void launch(const ForwardArgs& args, cudaStream_t stream) {
   const auto kernel = sm90_forward<C, T, kArgmax, kNormalize>;
-  static const bool ready = [&] {
+  static std::atomic<bool> ready[kDevices];  // a kernel's attributes belong to a device
+  if (std::atomic<bool>& done = ready[current_device().index]; !done) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
           "shared memory of sm90_forward");
-    return true;
-  }();
-  (void)ready;
+    done = true;
+  }
   CUtensorMap query_map{}, document_map{}, tail_map{};
   Sm90Args mapped{args};
   mapped.tma = describe(args.problem.queries, C::kQueryBoxRows, &query_map) &&
