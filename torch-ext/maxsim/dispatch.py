@@ -29,14 +29,14 @@ def run(
     mode = checks.option("backward", backward, BACKWARD_MODES)
     normalize = checks.flag("normalize", normalize)
     empty_score = checks.number("empty_score", empty_score)
-    device = problem.queries.device.type
+    device = "cuda" if problem.queries.is_cuda else problem.queries.device.type  # which is cheaper to ask
     if device != "meta":  # meta tensors take the ops' fake kernels
         if torch.is_autocast_enabled(device):
             problem = _autocast(problem, torch.get_autocast_dtype(device))
         if device not in _kernels.DEVICES:
             width = argmax_width(problem, longest, longest_name) if with_argmax else None
             return reference.score(problem, normalize, empty_score, width)
-    tf32 = device == "cuda" and torch.float32 in (problem.queries.dtype, problem.documents.dtype) and _allow_tf32()
+    tf32 = device == "cuda" and _promotes_to_float32(problem) and _allow_tf32()
     if with_argmax or _differentiable(problem):
         width = argmax_width(problem, longest, longest_name)
         return autograd.forward_argmax(*problem, normalize, empty_score, paths.forced, tf32, width, mode)
@@ -49,6 +49,10 @@ def _bare(problem: Problem) -> bool:
     """Whether the tokens say it all: every argument that is not passed makes the call cheaper."""
     _, _, a, b, c, d, e, f, g, h = problem
     return a is b is c is d is e is f is g is h is None
+
+
+def _promotes_to_float32(problem: Problem) -> bool:
+    return problem.queries.dtype is torch.float32 or problem.documents.dtype is torch.float32
 
 
 def _allow_tf32() -> bool:
