@@ -18,7 +18,7 @@ __device__ __forceinline__ BlockInfo describe_block(const ForwardArgs& args, boo
     info.chunk = part * kBlocks + lane;
   } else {
     const int64_t block = group * kBlocks + lane;
-    if (block < (args.blocks ? args.blocks[-1].x : args.block_count)) {
+    if (block < block_count(args)) {
       info.query = args.blocks ? args.blocks[block].x : quotient(block, args.chunks);
       info.chunk = args.blocks ? args.blocks[block].y : static_cast<int>(block - info.query * args.chunks);
     }

@@ -24,6 +24,18 @@ struct ForwardArgs {
   bool allow_tf32;      // fp32 operands may lose all but 11 bits of mantissa
 };
 
+__device__ __forceinline__ int64_t block_count(const ForwardArgs& args) {
+  return args.blocks ? args.blocks[-1].x : args.block_count;
+}
+
+// Query blocks that meet one document: all of a cross product, else those of an average query.
+inline int64_t blocks_per_document(const ForwardArgs& args) {
+  const Segments& queries = args.problem.queries;
+  if (args.problem.pairing == Pairing::cross) return args.block_count;
+  return ceil_div(queries.packed() && queries.count ? ceil_div(queries.extent, queries.count) : queries.extent,
+                  kBlockTokens);
+}
+
 // What a loader says about a stage of the ring. `bits` are the kept columns of a tile that is not full.
 struct alignas(16) StageInfo {
   // kRelease: the last tile that these queries meet.

@@ -53,13 +53,6 @@ void launch_form(const ForwardArgs& args, cudaStream_t stream) {
   args.argmax ? launch<C, T, true>(args, stream) : launch<C, T, false>(args, stream);
 }
 
-// Query tokens that meet one document: all of a cross product, else those of an average query.
-int64_t rows_of(const ForwardArgs& args) {
-  const Segments& queries = args.problem.queries;
-  if (args.problem.pairing == Pairing::cross) return args.block_count * kBlockTokens;
-  return queries.packed() ? ceil_div(queries.extent, std::max<int64_t>(queries.count, 1)) : queries.extent;
-}
-
 bool streams(const ForwardArgs& args) {
   return args.problem.queries.dim > 2 * kChunk || args.problem.pairing == Pairing::list;
 }
@@ -67,13 +60,13 @@ bool streams(const ForwardArgs& args) {
 // Operands that are multiplied as they are.
 template <class T>
 void select_plain(const ForwardArgs& args, cudaStream_t stream) {
-  const int64_t rows = rows_of(args);
+  const int64_t blocks = blocks_per_document(args);
   if (streams(args)) {
-    if (rows <= MmaLean<true>::kRows) return launch_form<T, MmaLean<true>>(args, stream);
+    if (blocks <= MmaLean<true>::kBlocks) return launch_form<T, MmaLean<true>>(args, stream);
     return launch_form<T, MmaWideStream, MmaLean<true>>(args, stream);
   }
-  if (rows <= MmaLean<false>::kRows) return launch_form<T, MmaLean<false>>(args, stream);
-  if (rows <= MmaMiddle::kRows) return launch_form<T, MmaMiddle>(args, stream);
+  if (blocks <= MmaLean<false>::kBlocks) return launch_form<T, MmaLean<false>>(args, stream);
+  if (blocks <= MmaMiddle::kBlocks) return launch_form<T, MmaMiddle>(args, stream);
   launch_form<T, MmaWide, MmaMiddle>(args, stream);
 }
 

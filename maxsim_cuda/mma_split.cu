@@ -14,7 +14,7 @@ int mma_arch() {
 }
 
 void mma_select_split(const ForwardArgs& args, cudaStream_t stream) {
-  const bool lean = rows_of(args) <= 32;
+  const bool lean = blocks_per_document(args) <= 1;
   if (streams(args)) {
     if (lean) return launch_form<__half, MmaSplit<true, 2>>(args, stream);
     return launch_form<__half, MmaSplit<true, 4>, MmaSplit<true, 2>>(args, stream);

@@ -95,13 +95,8 @@ bool wastes_less(int64_t length) {
 
 template <int kAtoms, class T, bool kArgmax, bool kNormalize>
 void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
-  const Segments& queries = args.problem.queries;
   const Segments& documents = args.problem.documents;
-  const bool cross = args.problem.pairing == Pairing::cross;
-  // Rows that meet one document: all blocks of a cross product, else those of an average query.
-  const int64_t average =
-      queries.packed() ? ceil_div(queries.extent, std::max<int64_t>(queries.count, 1)) : queries.extent;
-  const int64_t blocks = cross ? args.block_count : ceil_div(average, kBlockTokens);
+  const int64_t blocks = blocks_per_document(args);
   const int64_t length =
       documents.packed() ? ceil_div(documents.extent, std::max<int64_t>(documents.count, 1)) : documents.extent;
   if (blocks <= 2) {

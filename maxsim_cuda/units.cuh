@@ -16,10 +16,6 @@ struct Unit {
   bool release = true;  // the next unit meets other queries
 };
 
-__device__ __forceinline__ int64_t block_count(const ForwardArgs& args) {
-  return args.blocks ? args.blocks[-1].x : args.block_count;
-}
-
 // Walks over the units of this thread block, for groups of kBlocks query blocks. Run by whole warps: each lane looks up
 // one of the next 32 units ahead of time, because offsets and ids come from memory and 64-bit divisions are slow. What
 // they find stays in shared memory, where it costs no registers.
