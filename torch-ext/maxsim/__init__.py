@@ -4,6 +4,8 @@ Exact, fused, forward and backward, over padded, packed, paired and per-query la
 from . import distributed, fused_head, integrations, layers, paths, reference
 from .explanation import Explanation, explain, similarity_matrix
 from .explanation_page import explain_page, heat_map
+from .gathering import gather_documents
+from .losses import contrastive_loss
 from .reference import (
     maxsim_reference,
     maxsim_reference_with_argmax,
@@ -36,10 +38,12 @@ from .streaming import retrieve_streamed
 __all__ = [
     "Explanation",
     "MaxSimScorer",
+    "contrastive_loss",
     "distributed",
     "explain",
     "explain_page",
     "fused_head",
+    "gather_documents",
     "heat_map",
     "integrations",
     "layers",

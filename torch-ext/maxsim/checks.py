@@ -103,6 +103,13 @@ def ids(name: str, tensor: Tensor, count: int, like: Tensor, validate: bool) -> 
         _in_range(name, tensor, count, f"[0, {count})")
 
 
+def shape(name: str, tensor: Tensor, wanted: tuple[int, ...], axes: str, like: Tensor) -> None:
+    """A tensor of the shape ``wanted``, which ``axes`` describes, on the device of ``like``."""
+    if tensor.shape != wanted:
+        raise ValueError(f"{name} must be {axes} = {tuple(wanted)}; got shape {tuple(tensor.shape)}")
+    _same_device(name, tensor, like)
+
+
 def same_length(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """Two index vectors that go together."""
     if tensor.shape != other.shape:
@@ -140,6 +147,29 @@ def number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
     return float(value)
+
+
+def within(name: str, value: object, low: float, high: float) -> float:
+    """``value`` as a float in ``[low, high]``."""
+    value = number(name, value)
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low:g}, {high:g}]; got {value:g}")
+    return value
+
+
+def positive(name: str, value: object) -> float:
+    """``value`` as a finite float above 0."""
+    value = number(name, value)
+    if not 0.0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite; got {value:g}")
+    return value
+
+
+def count(name: str, value: object) -> int:
+    """``value`` as an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an int of at least 1; got {value!r}")
+    return value
 
 
 def flag(name: str, value: object) -> bool:
