@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "backward.cuh"
 #include "check.h"
 #include "fma_forward.cuh"
 #include "forward_launch.h"
@@ -13,8 +12,6 @@
 namespace maxsim {
 namespace cuda {
 namespace {
-
-int64_t token_rows(const Segments& side) { return side.packed() ? side.extent : side.count * side.extent; }
 
 unsigned grid(int64_t wanted, int per_sm) {
   return static_cast<unsigned>(std::max<int64_t>(1, std::min<int64_t>(wanted, int64_t{per_sm} * current_device().sms)));
@@ -76,45 +73,6 @@ void forward(const Problem& problem, Path path, bool allow_tf32, float* scores, 
   else
     fma_forward<false><<<blocks, FmaTile::kThreads, 0, stream>>>(problem, scores, nullptr);
   check(cudaGetLastError(), "fma_forward");
-}
-
-int64_t backward_workspace(const Problem& problem) {
-  return problem.normalize ? (token_rows(problem.queries) + token_rows(problem.documents)) * sizeof(float) : 0;
-}
-
-void backward(const Problem& problem, const SortedPairs& sorted, const float* grad_scores, const int32_t* argmax,
-              void* grad_queries, void* grad_documents, void* workspace, cudaStream_t stream) {
-  if (problem.pairs == 0 || problem.argmax_width == 0) return;
-  BackwardArgs args{problem,
-                    {sorted.query_ids, sorted.query_order},
-                    {sorted.document_ids, sorted.document_order},
-                    grad_scores,
-                    argmax,
-                    nullptr,
-                    nullptr,
-                    grad_queries,
-                    grad_documents};
-  if (problem.normalize) {
-    float* norms = static_cast<float*>(workspace);
-    args.query_norms = norms;
-    args.document_norms = norms + token_rows(problem.queries);
-    row_norms<<<grid((token_rows(problem.queries) + 3) / 4, 16), 128, 0, stream>>>(problem.queries, norms);
-    row_norms<<<grid((token_rows(problem.documents) + 3) / 4, 16), 128, 0, stream>>>(
-        problem.documents, norms + token_rows(problem.queries));
-  }
-  if (grad_queries) {
-    const int64_t warps = problem.queries.count * problem.argmax_width;
-    backward_queries<<<grid((warps + 3) / 4, 16), QueryGradient::kThreads, 0, stream>>>(args);
-  }
-  if (grad_documents) {
-    const int64_t documents = problem.documents.count;
-    const int64_t longest = std::max<int64_t>(1, problem.documents.extent);
-    const int64_t slices = (longest + DocumentGradient::kTokens - 1) / DocumentGradient::kTokens;
-    const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(documents, 1 << 20)),
-                      static_cast<unsigned>(std::min<int64_t>(slices, problem.documents.packed() ? 4 : 64)));
-    backward_documents<<<blocks, DocumentGradient::kThreads, 0, stream>>>(args);
-  }
-  check(cudaGetLastError(), "backward");
 }
 
 }  // namespace cuda

@@ -27,7 +27,8 @@ struct SortedPairs {
   const int64_t* document_order = nullptr;
 };
 int64_t backward_workspace(const Problem& problem);
-// Gradients in the inputs' dtypes, contiguous, zeroed by the caller; null = not needed.
+// Gradients in the inputs' dtypes, contiguous; null = not needed. Those of a packed side are zeroed by the caller, and
+// there is at least one pair and one query token.
 void backward(const Problem& problem, const SortedPairs& sorted, const float* grad_scores, const int32_t* argmax,
               void* grad_queries, void* grad_documents, void* workspace, cudaStream_t stream);
 

@@ -82,7 +82,9 @@ std::tuple<Tensor, Tensor> backward_cuda(const Tensor& grad_scores, const Tensor
                                          int64_t /*backward_mode*/, int64_t /*path*/) {
   const int64_t width = argmax.dim() ? argmax.size(argmax.dim() - 1) : 0;
   const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, 0.0, width);
-  const BackwardTensors t = bind_backward(bound, grad_scores, argmax, queries, documents, need_queries, need_documents);
+  const BackwardTensors t =
+      bind_backward(bound, grad_scores, argmax, queries, documents, need_queries, need_documents, /*whole=*/true);
+  if (bound.problem.pairs == 0 || width == 0) return {t.grad_queries, t.grad_documents};
   const Launch launch(queries);
   cuda::SortedPairs sorted;
   SortedIds by_query, by_document;

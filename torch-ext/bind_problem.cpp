@@ -188,7 +188,8 @@ Tensor new_argmax(const BoundProblem& bound, const Tensor& like) {
 }
 
 BackwardTensors bind_backward(const BoundProblem& bound, const Tensor& grad_scores, const Tensor& argmax,
-                              const Tensor& queries, const Tensor& documents, bool need_queries, bool need_documents) {
+                              const Tensor& queries, const Tensor& documents, bool need_queries, bool need_documents,
+                              bool whole) {
   const Problem& problem = bound.problem;
   require_same_device(grad_scores, queries, "grad_scores");
   require_same_device(argmax, queries, "argmax");
@@ -196,11 +197,16 @@ BackwardTensors bind_backward(const BoundProblem& bound, const Tensor& grad_scor
           "grad_scores must be float32 with the scores' shape; got ", grad_scores, " for ", problem.pairs, " scores");
   require(argmax.numel() == problem.pairs * problem.argmax_width && argmax.scalar_type() == ScalarType::Int,
           "argmax must be the int32 tensor that forward_argmax returned; got ", argmax);
-  const auto gradient = [](const Tensor& like, bool needed) {
-    return needed ? torch::stable::new_zeros(like, like.sizes()) : torch::stable::new_empty(like, {0});
+  const bool nothing = problem.pairs == 0 || problem.argmax_width == 0;
+  const auto gradient = [&](const Tensor& like, const Segments& side, bool needed) {
+    const int64_t none = 0;
+    if (needed && (nothing || !whole || side.packed())) return torch::stable::new_zeros(like, like.sizes());
+    int32_t dtype = 0;
+    aoti_torch_get_dtype(like.get(), &dtype);
+    return needed ? new_tensor(like, like.sizes().data(), like.dim(), dtype) : new_tensor(like, &none, 1, dtype);
   };
-  return {torch::stable::contiguous(grad_scores), torch::stable::contiguous(argmax), gradient(queries, need_queries),
-          gradient(documents, need_documents)};
+  return {torch::stable::contiguous(grad_scores), torch::stable::contiguous(argmax),
+          gradient(queries, problem.queries, need_queries), gradient(documents, problem.documents, need_documents)};
 }
 
 }  // namespace maxsim

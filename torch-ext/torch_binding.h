@@ -47,12 +47,15 @@ Tensor new_tensor(const Tensor& like, const int64_t* shape, int64_t dims, int32_
 Tensor new_scores(const BoundProblem& bound, const Tensor& like);
 Tensor new_argmax(const BoundProblem& bound, const Tensor& like);
 
-// What `backward` reads and writes: contiguous inputs that match the problem, gradients zeroed where needed, else [0].
+// What `backward` reads and writes: contiguous inputs that match the problem, gradients where needed, else [0].
+// Gradients are zeroed; unless the backend writes `whole` padded sides itself: then only packed ones, whose rows need
+// not belong to a segment, and those of a problem with nothing to sum.
 struct __attribute__((visibility("hidden"))) BackwardTensors {
   Tensor grad_scores, argmax, grad_queries, grad_documents;
 };
 BackwardTensors bind_backward(const BoundProblem& bound, const Tensor& grad_scores, const Tensor& argmax,
-                              const Tensor& queries, const Tensor& documents, bool need_queries, bool need_documents);
+                              const Tensor& queries, const Tensor& documents, bool need_queries, bool need_documents,
+                              bool whole = false);
 
 #define MAXSIM_PROBLEM_PARAMETERS                                                                                 \
   const Tensor &queries, const Tensor &documents, const MaybeTensor &query_offsets,                               \

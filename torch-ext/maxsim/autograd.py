@@ -24,9 +24,13 @@ def transformed() -> bool:
 
 
 def forward_argmax(*arguments: object) -> tuple[Tensor, Tensor]:
-    """The differentiable op, in the form that an active transform understands."""
+    """The differentiable op, in the form that a trace or an active transform understands, or else the cheapest one."""
     _refuse_tangents(arguments)
-    return _ForwardArgmax.apply(*arguments) if transformed() else _kernels.forward_argmax(*arguments)
+    if torch.compiler.is_compiling():
+        return _kernels.forward_argmax(*arguments)
+    if transformed():
+        return _ForwardArgmax.apply(*arguments)
+    return _EagerForwardArgmax.apply(arguments[0], arguments[1], arguments)
 
 
 def backward(*arguments: object) -> tuple[Tensor, Tensor]:
@@ -42,17 +46,20 @@ def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.normalize, ctx.path, ctx.backward_mode = normalize, path, backward_mode
 
 
-def _differentiate(ctx, grad_scores: Tensor | None, _: Tensor | None) -> tuple:
-    rest = (None,) * (_ARGUMENTS + 4)
+def _gradients(ctx, grad_scores: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     if grad_scores is None:
-        return (None, None, *rest)
+        return None, None
     argmax, *problem = ctx.saved_tensors
     need_queries, need_documents = ctx.needs_input_grad[:2]
     mode = _LOWMEM if torch.are_deterministic_algorithms_enabled() else ctx.backward_mode
     grad_queries, grad_documents = backward(
         grad_scores, argmax, *problem, ctx.normalize, need_queries, need_documents, mode, ctx.path
     )
-    return (grad_queries if need_queries else None, grad_documents if need_documents else None, *rest)
+    return grad_queries if need_queries else None, grad_documents if need_documents else None
+
+
+def _differentiate(ctx, grad_scores: Tensor | None, _: Tensor | None) -> tuple:
+    return *_gradients(ctx, grad_scores), *((None,) * (_ARGUMENTS + 4))
 
 
 def _refuse(*_: object) -> None:
@@ -72,6 +79,21 @@ def _refuse_tangents(arguments: tuple[object, ...]) -> None:
 
 torch.library.register_autograd(add_op_namespace_prefix("forward_argmax"), _differentiate, setup_context=_save)
 torch.library.register_autograd(add_op_namespace_prefix("backward"), _refuse)
+
+
+class _EagerForwardArgmax(torch.autograd.Function):
+    """A third of what the op's own formula costs the host: its arguments come in one piece beside the two that may
+    need a gradient."""
+
+    @staticmethod
+    def forward(ctx, queries: Tensor, documents: Tensor, arguments: tuple) -> tuple[Tensor, Tensor]:
+        output = _kernels.forward_argmax(*arguments)
+        _save(ctx, arguments, output)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_scores: Tensor | None, _: Tensor | None) -> tuple:
+        return *_gradients(ctx, grad_scores), None
 
 
 class _ForwardArgmax(torch.autograd.Function):

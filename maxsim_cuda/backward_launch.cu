@@ -1,0 +1,111 @@
+// Launches the backward: norms where it normalises, then one kernel for each gradient that is needed.
+#include <algorithm>
+
+#include "backward_documents.cuh"
+#include "backward_queries.cuh"
+#include "check.h"
+#include "launch.h"
+
+namespace maxsim {
+namespace cuda {
+namespace {
+
+int64_t token_rows(const Segments& side) { return side.packed() ? side.extent : side.count * side.extent; }
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+unsigned grid(int64_t wanted, int64_t per_sm) {
+  return static_cast<unsigned>(std::max<int64_t>(1, std::min<int64_t>(wanted, per_sm * current_device().sms)));
+}
+
+template <typename Rows>
+void launch_queries(const BackwardArgs& args, cudaStream_t stream) {
+  const Problem& problem = args.problem;
+  const int64_t tokens = problem.queries.count * problem.argmax_width;
+  const int64_t winners = problem.pairs / std::max<int64_t>(1, problem.queries.count);  // of a token
+  // Half warps that an SM keeps busy: a token is shared until there are as many, or until a share is one look-up.
+  const int64_t busy = int64_t{current_device().sms} * 64;
+  int parts = 1;
+  while (parts < QueryGradient::kGroups && tokens * parts < busy && winners > parts * kRowLanes) parts *= 2;
+  const int64_t blocks = ceil_div(tokens, QueryGradient::kGroups / parts);
+  backward_queries<Rows><<<grid(blocks, 1 << 12), QueryGradient::kThreads, 0, stream>>>(args, parts);
+}
+
+template <typename T, typename Rows>
+void launch_slices(const BackwardArgs& args, cudaStream_t stream) {
+  const Segments& documents = args.problem.documents;
+  // What a document has on average is all that is known of packed ones; blocks go on to further slices.
+  const int64_t rows = documents.packed() ? ceil_div(documents.extent, documents.count) : documents.extent;
+  // A few slices for every block that the chip holds, but none so small that collecting costs more than writing.
+  const int64_t wanted = ceil_div(documents.count * rows, 2ll * T::kBlocks * current_device().sms);
+  int64_t slice = std::min<int64_t>(T::kTokens, std::max<int64_t>(16, wanted));
+  const int64_t slices = std::max<int64_t>(1, ceil_div(rows, slice));
+  if (!documents.packed()) slice = std::max<int64_t>(1, ceil_div(rows, slices));
+  constexpr int kBytes = sizeof(DocumentShared<T>);
+  static bool prepared[kDevices];
+  bool& ready = prepared[current_device().index];
+  if (!ready)
+    check(cudaFuncSetAttribute(backward_documents<T, Rows>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+          "shared memory of backward_documents");
+  ready = true;
+  const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(documents.count, 1 << 20)),
+                    static_cast<unsigned>(std::min<int64_t>(slices, 1 << 12)));
+  backward_documents<T, Rows><<<blocks, T::kThreads, kBytes, stream>>>(args, static_cast<int>(slice));
+}
+
+template <typename Rows>
+void launch_documents(const BackwardArgs& args, cudaStream_t stream) {
+  const Problem& problem = args.problem;
+  const bool listed = problem.pairing == Pairing::list;  // any number of pairs may name one document
+  const int64_t hits = problem.argmax_width * (problem.pairing == Pairing::slab ? 1 : problem.queries.count);
+  if (!listed && hits <= FewHits::kCapacity) return launch_slices<FewHits, Rows>(args, stream);
+  if (!listed && hits <= SomeHits::kCapacity) return launch_slices<SomeHits, Rows>(args, stream);
+  launch_slices<ManyHits, Rows>(args, stream);
+}
+
+// `side` is the one that is read: the other's gradient is summed.
+template <typename Call>
+void with_rows(const Segments& side, Call call) {
+  if (!vector_rows(side)) return call(AnyRows());
+  switch (side.dtype) {
+    case DType::f32:
+      return call(VectorRows<float>());
+    case DType::f16:
+      return call(VectorRows<__half>());
+    default:
+      return call(VectorRows<__nv_bfloat16>());
+  }
+}
+
+}  // namespace
+
+int64_t backward_workspace(const Problem& problem) {
+  return problem.normalize ? (token_rows(problem.queries) + token_rows(problem.documents)) * sizeof(float) : 0;
+}
+
+void backward(const Problem& problem, const SortedPairs& sorted, const float* grad_scores, const int32_t* argmax,
+              void* grad_queries, void* grad_documents, void* workspace, cudaStream_t stream) {
+  BackwardArgs args{problem,
+                    {sorted.query_ids, sorted.query_order},
+                    {sorted.document_ids, sorted.document_order},
+                    grad_scores,
+                    argmax,
+                    nullptr,
+                    nullptr,
+                    grad_queries,
+                    grad_documents};
+  if (problem.normalize) {
+    float* norms = static_cast<float*>(workspace);
+    args.query_norms = norms;
+    args.document_norms = norms + token_rows(problem.queries);
+    row_norms<<<grid(ceil_div(token_rows(problem.queries), 4), 16), 128, 0, stream>>>(problem.queries, norms);
+    row_norms<<<grid(ceil_div(token_rows(problem.documents), 4), 16), 128, 0, stream>>>(
+        problem.documents, norms + token_rows(problem.queries));
+  }
+  if (grad_queries) with_rows(problem.documents, [&](auto rows) { launch_queries<decltype(rows)>(args, stream); });
+  if (grad_documents) with_rows(problem.queries, [&](auto rows) { launch_documents<decltype(rows)>(args, stream); });
+  check(cudaGetLastError(), "backward");
+}
+
+}  // namespace cuda
+}  // namespace maxsim
