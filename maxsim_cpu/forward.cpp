@@ -90,6 +90,7 @@ struct Scratch {
   std::vector<uint32_t> rows;
   std::vector<int32_t> index;
   std::vector<float> scale;
+  std::vector<int64_t> row_numbers;
 };
 
 // Walks a document's kept rows block by block; rows that the kernel can read in place are not copied.
@@ -98,6 +99,7 @@ struct DocumentRows {
   const Isa& isa;
   int64_t words;
   int64_t block;
+  const RowSource* source;
 
   bool in_place() const {
     const Segments& side = problem.documents;
@@ -139,7 +141,23 @@ struct DocumentRows {
     return first_kept;
   }
 
+  void place_source_rows(PanelTask& task, int64_t begin, Scratch& scratch) const {
+    scratch.row_numbers.resize(task.row_count);
+    for (int64_t r = 0; r < task.row_count; ++r)
+      scratch.row_numbers[r] = begin + (task.index ? task.index[r] : task.first_index + r);
+    scratch.rows.resize(task.row_count * words);
+    float* rows = reinterpret_cast<float*>(scratch.rows.data());
+    task.rows = reinterpret_cast<const char*>(rows);
+    task.row_stride = words * 4;
+    source->fill(scratch.row_numbers.data(), task.row_count, rows);
+    if (!source->scaled()) return;
+    scratch.scale.resize(task.row_count);
+    task.scale = scratch.scale.data();
+    source->scales(scratch.row_numbers.data(), task.row_count, rows, scratch.scale.data());
+  }
+
   void place_rows(PanelTask& task, int64_t begin, Scratch& scratch) const {
+    if (source) return place_source_rows(task, begin, scratch);
     const Segments& side = problem.documents;
     const int64_t size = element_size(side.dtype);
     if (in_place() && !task.index) {
@@ -210,13 +228,16 @@ struct Item {
 }  // namespace
 
 void forward(const Problem& problem, Path path, float* scores, int32_t* argmax) {
+  forward(problem, choose_isa(path, problem.queries.dtype, problem.documents.dtype), scores, argmax, nullptr);
+}
+
+void forward(const Problem& problem, const Isa& isa, float* scores, int32_t* argmax, const RowSource* source) {
   check_values(problem);
   if (problem.argmax_width != kNoArgmax) check_argmax_width(problem);
   if (problem.pairs == 0) return;
-  const Isa& isa = choose_isa(path, problem.queries.dtype, problem.documents.dtype);
   const PackedQueries queries = pack_queries(problem, isa);
   const int64_t block = std::max<int64_t>(48, kBlockBytes / (queries.words * 4) / 48 * 48);
-  const Call call{problem, isa, queries, DocumentRows{problem, isa, queries.words, block}, scores, argmax};
+  const Call call{problem, isa, queries, DocumentRows{problem, isa, queries.words, block, source}, scores, argmax};
 
   const bool cross = problem.pairing == Pairing::cross;
   const int64_t items = cross ? problem.documents.count : problem.pairs;

@@ -37,6 +37,9 @@ struct Isa {
   void (*narrow)(const float* source, DType, void* out, int64_t n);
   float (*dot)(const float* a, const float* b, int64_t n);
   void (*accumulate)(float* sum, const char* row, DType, float factor, int64_t n);  // sum += factor * row
+  // row[k] += table[bucket of feature k]: 8 / nbits buckets a byte, lowest bits first. The table has 256 entries, the
+  // 2 ** nbits weights over and over.
+  void (*add_buckets)(const uint8_t* packed, int32_t nbits, const float* table, int64_t dim, float* row);
 };
 
 extern const Isa portable_isa;

@@ -56,6 +56,24 @@ struct Avx2 {
   static I select(Mask m, I yes, I no) {
     return _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(no), _mm256_castsi256_ps(yes), m));
   }
+  // A permutation reads the low three bits of an index, and the table repeats every 2 ** kBits entries.
+  template <int kBits>
+  static F look_up(const float* table, const uint8_t* packed) {
+    if constexpr (kBits == 8) {
+      const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(packed));
+      return _mm256_i32gather_ps(table, _mm256_cvtepu8_epi32(bytes), 4);
+    } else {
+      uint32_t word = 0;
+      std::memcpy(&word, packed, kBits);
+      const I places = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+      const I bits = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int32_t>(word)),
+                                       _mm256_mullo_epi32(places, _mm256_set1_epi32(kBits)));
+      const F low = _mm256_permutevar8x32_ps(load(table), bits);
+      if (kBits < 4) return low;
+      const F upper = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 28));  // the sign says which half of the table
+      return _mm256_blendv_ps(low, _mm256_permutevar8x32_ps(load(table + 8), bits), upper);
+    }
+  }
 };
 
 }  // namespace

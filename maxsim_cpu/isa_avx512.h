@@ -46,6 +46,25 @@ struct Avx512 {
   static bool any(Mask m) { return m != 0; }
   static F select(Mask m, F yes, F no) { return _mm512_mask_blend_ps(m, no, yes); }
   static I select(Mask m, I yes, I no) { return _mm512_mask_blend_epi32(m, no, yes); }
+  // A permutation reads the low four bits of an index, and the table repeats every 2 ** kBits entries.
+  template <int kBits>
+  static F look_up(const float* table, const uint8_t* packed) {
+    const I places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    if constexpr (kBits == 8) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(packed));
+      return _mm512_i32gather_ps(_mm512_cvtepu8_epi32(bytes), table, 4);
+    } else {
+      uint32_t words[2] = {0, 0};
+      std::memcpy(words, packed, 2 * kBits);
+      I bits = _mm512_set1_epi32(static_cast<int32_t>(words[0]));
+      I shifts = _mm512_mullo_epi32(places, _mm512_set1_epi32(kBits));
+      if (kBits == 4) {  // eight buckets a word
+        bits = _mm512_mask_blend_epi32(0xff00, bits, _mm512_set1_epi32(static_cast<int32_t>(words[1])));
+        shifts = _mm512_and_si512(shifts, _mm512_set1_epi32(31));
+      }
+      return _mm512_permutexvar_ps(_mm512_srlv_epi32(bits, shifts), load(table));
+    }
+  }
 };
 
 }  // namespace

@@ -42,6 +42,10 @@ struct Neon {
   static bool any(Mask m) { return vmaxvq_u32(m) != 0; }
   static F select(Mask m, F yes, F no) { return vbslq_f32(m, yes, no); }
   static I select(Mask m, I yes, I no) { return vbslq_s32(m, yes, no); }
+  template <int kBits>
+  static F look_up(const float* table, const uint8_t* packed) {
+    return look_up_each<Neon, kBits>(table, packed);
+  }
 };
 
 }  // namespace

@@ -91,6 +91,10 @@ struct Portable {
   }
   static F select(const Mask& m, const F& yes, const F& no) { MAXSIM_EACH_LANE(F, m.v[l] ? yes.v[l] : no.v[l]); }
   static I select(const Mask& m, const I& yes, const I& no) { MAXSIM_EACH_LANE(I, m.v[l] ? yes.v[l] : no.v[l]); }
+  template <int kBits>
+  static F look_up(const float* table, const uint8_t* packed) {
+    return look_up_each<Portable, kBits>(table, packed);
+  }
 
 #undef MAXSIM_EACH_LANE
 };

@@ -312,10 +312,47 @@ float dot(const float* a, const float* b, int64_t n) {
   return sum_lanes<Simd>(sum);
 }
 
+// Weights of the buckets in one vector's worth of packed bits, one after another: for sets without a table look-up.
+template <class Simd, int kBits>
+MAXSIM_INLINE_ALWAYS typename Simd::F look_up_each(const float* table, const uint8_t* packed) {
+  float part[Simd::lanes];
+  MAXSIM_UNROLL
+  for (int l = 0; l < Simd::lanes; ++l) {
+    const int bit = l * kBits;
+    part[l] = table[packed[bit / 8] >> bit % 8 & ((1 << kBits) - 1)];
+  }
+  return Simd::load(part);
+}
+
+template <class Simd, int kBits>
+void add_buckets_of(const uint8_t* packed, const float* table, int64_t dim, float* row) {
+  constexpr int64_t step = Simd::lanes * kBits / 8;
+  int64_t k = 0;
+  if constexpr (Simd::lanes * kBits % 8 == 0)  // four lanes of one bit begin at half bytes
+    for (; k + Simd::lanes <= dim; k += Simd::lanes, packed += step)
+      Simd::store(row + k,
+                  Simd::fma(Simd::broadcast(1.f), Simd::load(row + k), Simd::template look_up<kBits>(table, packed)));
+  for (int64_t bit = 0; k < dim; ++k, bit += kBits) row[k] += table[packed[bit / 8] >> bit % 8 & ((1 << kBits) - 1)];
+}
+
+template <class Simd>
+void add_buckets(const uint8_t* packed, int32_t nbits, const float* table, int64_t dim, float* row) {
+  switch (nbits) {
+    case 1:
+      return add_buckets_of<Simd, 1>(packed, table, dim, row);
+    case 2:
+      return add_buckets_of<Simd, 2>(packed, table, dim, row);
+    case 4:
+      return add_buckets_of<Simd, 4>(packed, table, dim, row);
+    default:
+      return add_buckets_of<Simd, 8>(packed, table, dim, row);
+  }
+}
+
 template <class Simd, class Words>
 constexpr Isa make_isa(Path path) {
   return Isa{path,         Simd::lanes, Words::bf16_pairs, score<Simd, Words>, widen<Simd>, inverse_norms<Simd>,
-             narrow<Simd>, dot<Simd>,   accumulate<Simd>};
+             narrow<Simd>, dot<Simd>,   accumulate<Simd>,  add_buckets<Simd>};
 }
 
 }  // namespace

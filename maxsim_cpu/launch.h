@@ -10,8 +10,22 @@
 namespace maxsim {
 namespace cpu {
 
-// scores [pairs]; argmax [pairs, argmax_width] or null.
+// Document rows that are not stored as they are multiplied. Rows are numbered as Segments::begin counts them when the
+// token stride is one.
+class RowSource {
+ public:
+  virtual ~RowSource() = default;
+  // fp32 [count, dim]; called by several threads at once.
+  virtual void fill(const int64_t* rows, int64_t count, float* out) const = 0;
+  // Whether similarities with a row are multiplied by a factor of its own, and those factors.
+  virtual bool scaled() const = 0;
+  virtual void scales(const int64_t* rows, int64_t count, const float* filled, float* out) const = 0;
+};
+
+// scores [pairs]; argmax [pairs, argmax_width] or null. With a source its rows stand for the documents' features, and
+// `problem.normalize` is the queries' alone.
 void forward(const Problem& problem, Path path, float* scores, int32_t* argmax);
+void forward(const Problem& problem, const Isa& isa, float* scores, int32_t* argmax, const RowSource* source);
 
 // Gradients in the inputs' dtypes, contiguous, zeroed by the caller; null = not needed.
 void backward(const Problem& problem, Path path, const float* grad_scores, const int32_t* argmax, void* grad_queries,

@@ -157,7 +157,9 @@ Plan plan_forward(const Problem& problem, const TokenOffsets& offsets, const Com
   ForwardParams params{};
   params.problem = problem_params(problem);
   params.format = compression.params;
-  if (!dense) params.problem.normalize = compression.normalize_documents ? kNormalizeDocuments : 0;
+  if (!dense)
+    params.problem.normalize = (compression.normalize_queries ? kNormalizeQueries : 0) |
+                               (compression.normalize_documents ? kNormalizeDocuments : 0);
   params.problem.queries.vectorised = vectorised(problem.queries, tile, offsets.queries);
   params.problem.documents.vectorised = dense && vectorised(problem.documents, tile, offsets.documents);
   // A document is read once for all the query rows at hand: first more of one query, then more queries.

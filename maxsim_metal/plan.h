@@ -68,6 +68,7 @@ struct TokenOffsets {
 struct Compression {
   Format format = Format::dense;
   FormatParams params{};
+  bool normalize_queries = false;
   bool normalize_documents = false;
 };
 

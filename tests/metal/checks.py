@@ -198,9 +198,9 @@ def residuals(m: ModuleType, device: str) -> None:
         op = ops_of(m).residual_forward
 
         def score(codes: Tensor, packed: Tensor, *metadata: Tensor | None) -> tuple[Tensor, Tensor]:
-            arguments = [queries, codes, packed, *metadata, centroids, weights]  # noqa: B023
+            arguments = [queries, codes, packed, *metadata, None, None, centroids, weights, None]  # noqa: B023
             arguments = [x if x is None else x.to(device) for x in arguments]
-            return op(*arguments, nbits, normalize, -2.0, True)  # noqa: B023
+            return op(*arguments, 0.0, nbits, False, normalize, -2.0, 0, True)  # noqa: B023
 
         forms = (
             score(codes, packed, None, lengths, None, None),

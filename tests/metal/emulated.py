@@ -267,7 +267,7 @@ def build(flavour: Flavour, kernels: Path = KERNELS, only: Iterable[str] | None 
 
     module = f"_maxsim_emulated_{key}"
     flags = [compiler, *_flags(), *flavour.flags, "-g0" if only else "-g"]
-    shared = [*glue.glob("*.h"), *emulator.glob("*.h"), work / "maxsim_common/problem.h"]
+    shared = [*glue.glob("*.h"), *emulator.glob("*.h"), *(work / "maxsim_common").glob("*.h")]
     shared += [metal / name for name in ("params.h", "plan.h", "encode.h")]
     metals = [*shared, emulator / "metal_stdlib", emulator / "metal_simdgroup_matrix"]
     sources = [*emulator.glob("*.cpp"), metal / "plan.cpp", glue / "bind_metal.cpp", glue / "bind_problem.cpp"]
@@ -281,7 +281,8 @@ def build(flavour: Flavour, kernels: Path = KERNELS, only: Iterable[str] | None 
     (work / "registry.cpp").write_text(_registry(stems))
     units.append((work / "registry.cpp", [f"-I{emulator}"], shared))
     named = ["-O0", f"-DTORCH_EXTENSION_NAME=_maxsim_emulated_{PLACEHOLDER}", "-DMAXSIM_METAL_KEY=CPU"]
-    units += [(glue / f"{name}.cpp", named, shared) for name in ("torch_binding", "bind_metal_compressed")]
+    registering = ("torch_binding", "bind_residual", "bind_metal_compressed")
+    units += [(glue / f"{name}.cpp", named, shared) for name in registering]
     if flavour.objc:
         objc = work / "tests/metal/objc"
         shared += objc.rglob("*.h")

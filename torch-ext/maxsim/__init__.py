@@ -1,7 +1,7 @@
 """MaxSim, the late-interaction score of ColBERT and ColPali: sum over query tokens of the best document token.
 Exact, fused, forward and backward, over padded, packed, paired and per-query layouts."""
 
-from . import distributed, fused_head, integrations, layers, paths, reference
+from . import distributed, fused_head, integrations, layers, paths, plaid, reference
 from .explanation import Explanation, explain, similarity_matrix
 from .explanation_page import explain_page, heat_map
 from .gathering import gather_documents
@@ -55,6 +55,7 @@ __all__ = [
     "maxsim_varlen",
     "maxsim_with_argmax",
     "paths",
+    "plaid",
     "reference",
     "retrieve",
     "retrieve_streamed",

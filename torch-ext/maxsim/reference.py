@@ -221,3 +221,83 @@ def score_contrastive_with_argmax_reference(
 ) -> tuple[Tensor, Tensor]:
     """:func:`maxsim.score_contrastive_with_argmax` in plain torch."""
     return score(contrastive(queries, documents, document_offsets, True, checks.REFERENCE_DTYPES))
+
+
+def unpack_residuals_reference(residuals: Tensor, nbits: int, d: int) -> Tensor:
+    """Bucket numbers int32 ``[..., d]``: a byte holds 8 / nbits of them, the lowest bits first (LIK)."""
+    checks.option("nbits", nbits, {n: n for n in (1, 2, 4, 8)})
+    if not isinstance(residuals, Tensor) or residuals.dtype is not torch.uint8:
+        raise TypeError(f"residuals must be a uint8 torch.Tensor; got {getattr(residuals, 'dtype', type(residuals))}")
+    if residuals.dim() < 1 or residuals.shape[-1] != -(-d * nbits // 8):
+        raise ValueError(
+            f"residuals must be [..., ceil(d * nbits / 8)] = [..., {-(-d * nbits // 8)}] for d={d} and nbits={nbits}; "
+            f"got shape {tuple(residuals.shape)}"
+        )
+    shifts = torch.arange(0, 8, nbits, dtype=torch.int32, device=residuals.device)
+    return ((residuals.int()[..., None] >> shifts) & (2**nbits - 1)).flatten(-2)[..., :d]
+
+
+def decompress(
+    codes: Tensor, residuals: Tensor, centroids: Tensor, bucket_weights: Tensor, nbits: int, normalize: bool
+) -> Tensor:
+    """Tokens ``[*codes.shape, d]`` of an index, float64 if its centroids are, else float32.
+
+    A code that names no centroid gives NaN.
+    """
+    dtype = torch.promote_types(centroids.dtype, torch.float32)
+    codes = codes.long()
+    known = (codes >= 0) & (codes < centroids.shape[0])
+    buckets = unpack_residuals_reference(residuals, nbits, centroids.shape[1]).long()
+    rows = centroids.to(dtype)[torch.where(known, codes, 0)] if centroids.shape[0] else buckets.new_zeros(())
+    tokens = torch.where(known[..., None], rows + bucket_weights.to(dtype)[buckets], torch.nan)
+    return functional.normalize(tokens, dim=-1, eps=1e-12) if normalize else tokens
+
+
+def maxsim_residual_reference(
+    Q: Tensor,
+    codes: Tensor,
+    residuals: Tensor,
+    doc_lengths: Tensor,
+    centroids: Tensor,
+    bucket_weights: Tensor,
+    nbits: int,
+    *,
+    normalize: bool = True,
+    empty_score: float = 0.0,
+) -> Tensor:
+    """:func:`maxsim.plaid.maxsim_residual` in plain torch; always ``[Nq, Nd]``, as LIK's."""
+    checks.tokens("Q", Q, (2, 3), "[Nq, Lq, d] or [Lq, d]", checks.REFERENCE_DTYPES)
+    queries = Q if Q.dim() == 3 else Q.unsqueeze(0)
+    tokens = decompress(codes, residuals, centroids, bucket_weights, nbits, normalize)
+    if normalize:
+        queries = functional.normalize(queries.to(torch.promote_types(queries.dtype, tokens.dtype)), dim=-1, eps=1e-12)
+    checks.lengths("doc_lengths", doc_lengths, "codes", tokens, True)
+    return score(Problem(queries, tokens, None, None, None, doc_lengths), False, empty_score)[0]
+
+
+def approximate(
+    centroid_scores: Tensor,
+    codes: Tensor,
+    offsets: Tensor | None,
+    lengths: Tensor | None,
+    pairs: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Approximate scores of ``centroid_scores [Nq, C, Lq]``: a query token's similarities are looked up, not computed.
+
+    Written as MaxSim of one-hot queries: token i of a query picks feature i of a document token's row of scores.
+    """
+    count, centroids, width = centroid_scores.shape
+    codes = codes.long()
+    codes = torch.where((codes >= 0) & (codes < centroids), codes, 0)
+    one_hot = torch.eye(width, dtype=centroid_scores.dtype, device=codes.device)[None]
+    results = []
+    for query in range(count):
+        problem = Problem(one_hot, centroid_scores[query][codes], None, offsets, None, lengths)
+        results.append(score(problem)[0][0])
+    scores = torch.stack(results) if results else centroid_scores.new_zeros(0, 0)
+    return scores if pairs is None else scores[pairs[0].long(), pairs[1].long()]
+
+
+def plaid_approx_score_reference(query_centroid_scores: Tensor, codes: Tensor, doc_lengths: Tensor) -> Tensor:
+    """:func:`maxsim.plaid.plaid_approx_score` in plain torch."""
+    return approximate(query_centroid_scores[None], codes, None, doc_lengths)[0]
