@@ -12,9 +12,14 @@
 
 namespace maxsim {
 
-enum class DType : int32_t { f32 = 0, f16 = 1, bf16 = 2 };
+// Behind the floats come what documents are stored as: eight-bit floats (OCP OFP8), integers, and signs, eight features
+// to a byte with the first in the lowest bit, where 1 stands for 1 and 0 for -1.
+enum class DType : int32_t { f32 = 0, f16 = 1, bf16 = 2, e4m3 = 3, e5m2 = 4, s8 = 5, u8 = 6, bit = 7 };
 
-MAXSIM_INLINE int64_t element_size(DType t) { return t == DType::f32 ? 4 : 2; }
+MAXSIM_INLINE constexpr bool is_stored(DType t) { return static_cast<int32_t>(t) > static_cast<int32_t>(DType::bf16); }
+
+// Bytes of an element, which is eight features of `bit` and one of anything else.
+MAXSIM_INLINE int64_t element_size(DType t) { return t == DType::f32 ? 4 : is_stored(t) ? 1 : 2; }
 
 // a / b for 0 <= a, 0 < b: a 64-bit division costs a GPU some hundred cycles, and nearly all values fit in 32 bits.
 MAXSIM_INLINE int64_t quotient(int64_t a, int64_t b) {
@@ -42,6 +47,16 @@ struct SegmentStride {
   int64_t inner = 0;
 };
 
+// What the values of tokens are multiplied by, or what is added to them then: one for each `block` neighbours.
+struct TokenFactor {
+  const float* data = nullptr;
+  int64_t block = 1;
+  int64_t block_stride = 0;
+  SegmentStride segment_stride;  // padded only
+
+  MAXSIM_INLINE explicit operator bool() const { return data != nullptr; }
+};
+
 // One side of the problem: token rows grouped into segments. All strides count elements.
 struct Segments {
   const void* data = nullptr;
@@ -59,6 +74,7 @@ struct Segments {
   const uint8_t* mask = nullptr;  // one byte per row, non-zero = keep; null = keep all
   int64_t mask_token_stride = 0;
   SegmentStride mask_stride;
+  TokenFactor scale, minimum;  // null = 1 and 0; queries have no minimum
 
   MAXSIM_INLINE bool packed() const { return static_cast<bool>(offsets); }
   MAXSIM_INLINE int64_t stride(const SegmentStride& by, int64_t s) const {
@@ -75,6 +91,13 @@ struct Segments {
   }
   MAXSIM_INLINE int64_t mask_begin(int64_t s) const {
     return offsets ? offsets[s] * mask_token_stride : stride(mask_stride, s);
+  }
+  // Where the factors of segment s begin, and the one of a row: `row` counts from the first row of the packed view.
+  MAXSIM_INLINE const float* factors(const TokenFactor& of, int64_t s) const {
+    return of.data + (packed() ? 0 : stride(of.segment_stride, s));
+  }
+  MAXSIM_INLINE static float factor(const TokenFactor& of, const float* factors, int64_t row) {
+    return factors[quotient(row, of.block) * of.block_stride];
   }
 };
 

@@ -65,7 +65,9 @@ int64_t available_paths() {
 }
 
 const Isa& choose_isa(Path path, DType queries, DType documents) {
-  const bool both_bf16 = queries == DType::bf16 && documents == DType::bf16;
+  // Whatever is stored in eight bits or fewer is a bf16 without rounding, and products of two are exact in fp32.
+  const auto fits_bf16 = [](DType type) { return type == DType::bf16 || is_stored(type); };
+  const bool both_bf16 = fits_bf16(queries) && fits_bf16(documents);
   if (path == Path::choose) {
     for (Path best : {Path::avx512_bf16, Path::avx512, Path::avx2, Path::neon, Path::portable})
       if ((available_paths() & bit(best)) && (best != Path::avx512_bf16 || both_bf16)) return table(best);
@@ -73,7 +75,7 @@ const Isa& choose_isa(Path path, DType queries, DType documents) {
   const int number = static_cast<int>(path);
   if (number < 0 || number > 31 || !(available_paths() & bit(path)))
     throw std::runtime_error("path " + std::to_string(number) + " does not run on this machine's CPU");
-  // bf16 pairs exist for bf16 on both sides only; the same machine runs everything else on plain AVX-512.
+  // bf16 pairs exist for what bf16 holds on both sides only; the same machine runs everything else on plain AVX-512.
   if (path == Path::avx512_bf16 && !both_bf16) return table(Path::avx512);
   return table(path);
 }

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "launch.h"
 
@@ -19,8 +20,8 @@ constexpr int64_t kSerialWork = 200'000;
 struct PackedQueries {
   std::vector<int64_t> first_lane;  // per segment, and the end
   std::vector<int64_t> last_lane;
-  std::vector<int32_t> token;        // of each lane within its query
-  std::vector<float> inverse_norms;  // of each lane, empty unless normalising
+  std::vector<int32_t> token;  // of each lane within its query
+  std::vector<float> factors;  // of each lane: inverse norms or scales, empty where there are none
   std::vector<uint32_t> panels;
   int64_t lanes = 0;  // per panel
   int64_t words = 0;
@@ -32,6 +33,13 @@ DType word_type(const Isa& isa) { return isa.bf16_pairs ? DType::bf16 : DType::f
 
 // One row as the words that the kernel multiplies.
 void pack_row(const Isa& isa, const Segments& side, const char* row, uint32_t* words) {
+  if (isa.bf16_pairs && side.dtype != DType::bf16) {
+    std::vector<float> wide(side.dim);
+    widen_row(isa, side, row, wide.data());
+    words[(side.dim - 1) / 2] = 0;
+    isa.narrow(wide.data(), DType::bf16, words, side.dim);
+    return;
+  }
   if (!isa.bf16_pairs) {
     widen_row(isa, side, row, reinterpret_cast<float*>(words));
     return;
@@ -48,6 +56,7 @@ PackedQueries pack_queries(const Problem& problem, const Isa& isa) {
   out.lanes = isa.lanes;
   out.words = isa.bf16_pairs ? (side.dim + 1) / 2 : side.dim;
   std::vector<const char*> rows;
+  std::vector<float> scales;
   const bool own_panels = problem.pairing != Pairing::cross;
   for (int64_t s = 0; s < side.count; ++s) {
     if (own_panels) rows.resize((rows.size() + out.lanes - 1) / out.lanes * out.lanes, nullptr);
@@ -58,6 +67,10 @@ PackedQueries pack_queries(const Problem& problem, const Isa& isa) {
       out.token.resize(rows.size(), -1);
       out.token.push_back(static_cast<int32_t>(t));
       rows.push_back(row_pointer(side, begin, t));
+      if (!side.scale) continue;
+      scales.resize(rows.size() - 1);
+      scales.push_back(
+          Segments::factor(side.scale, side.factors(side.scale, s), t + (side.packed() ? side.offsets[s] : 0)));
     }
     out.last_lane.push_back(static_cast<int64_t>(rows.size()));
     const int64_t lanes_used = out.last_lane[s] - out.first_lane[s];
@@ -66,7 +79,8 @@ PackedQueries pack_queries(const Problem& problem, const Isa& isa) {
   out.panel_count = (static_cast<int64_t>(rows.size()) + out.lanes - 1) / out.lanes;
   rows.resize(out.panel_count * out.lanes, nullptr);
   out.panels.resize(out.panel_count * out.words * out.lanes);
-  if (problem.normalize) out.inverse_norms.resize(rows.size());
+  if (side.scale) out.factors = std::move(scales);
+  if (side.scale || problem.normalize) out.factors.resize(rows.size());
   parallel_dynamic(
       out.panel_count, out.panel_count < 64, [&] { return std::vector<uint32_t>(out.words); },
       [&](int64_t panel, std::vector<uint32_t>& words) {
@@ -78,7 +92,7 @@ PackedQueries pack_queries(const Problem& problem, const Isa& isa) {
           for (int64_t k = 0; k < out.words; ++k) column[k * out.lanes] = words[k];
           if (problem.normalize)
             isa.inverse_norms(reinterpret_cast<const char*>(words.data()), 0, word_type(isa), 1, side.dim,
-                              out.inverse_norms.data() + panel * out.lanes + l);
+                              out.factors.data() + panel * out.lanes + l);
         }
       });
   return out;
@@ -89,7 +103,7 @@ struct Scratch {
   std::vector<int32_t> winner;
   std::vector<uint32_t> rows;
   std::vector<int32_t> index;
-  std::vector<float> scale;
+  std::vector<float> scale, wide;
   std::vector<int64_t> row_numbers;
 };
 
@@ -103,8 +117,8 @@ struct DocumentRows {
 
   bool in_place() const {
     const Segments& side = problem.documents;
-    if (side.feature_stride != 1) return false;
-    return isa.bf16_pairs ? side.dim % 2 == 0 : side.dtype == DType::f32;
+    if (side.feature_stride != 1 || side.minimum) return false;
+    return isa.bf16_pairs ? side.dtype == DType::bf16 && side.dim % 2 == 0 : side.dtype == DType::f32;
   }
 
   // Calls score(task) with rows, index and scale filled in. Returns the first kept token, or -1.
@@ -135,7 +149,7 @@ struct DocumentRows {
       task.row_count = count;
       task.first_index = static_cast<int32_t>(first);
       task.index = scratch.index.empty() ? nullptr : scratch.index.data();
-      place_rows(task, begin, scratch);
+      place_rows(task, document, begin, scratch);
       score(task);
     }
     return first_kept;
@@ -156,7 +170,7 @@ struct DocumentRows {
     source->scales(scratch.row_numbers.data(), task.row_count, rows, scratch.scale.data());
   }
 
-  void place_rows(PanelTask& task, int64_t begin, Scratch& scratch) const {
+  void place_rows(PanelTask& task, int64_t document, int64_t begin, Scratch& scratch) const {
     if (source) return place_source_rows(task, begin, scratch);
     const Segments& side = problem.documents;
     const int64_t size = element_size(side.dtype);
@@ -167,19 +181,52 @@ struct DocumentRows {
       scratch.rows.resize(task.row_count * words);
       task.rows = reinterpret_cast<const char*>(scratch.rows.data());
       task.row_stride = words * 4;
-      if (!isa.bf16_pairs && side.feature_stride == 1 && !task.index) {
+      const bool together = side.feature_stride == 1 && !task.index;
+      const bool pairs = isa.bf16_pairs && is_stored(side.dtype) && side.dim % 2 == 0;
+      if (together && (pairs || !isa.bf16_pairs)) {
+        if (pairs) scratch.wide.resize(task.row_count * side.dim);
+        float* wide = pairs ? scratch.wide.data() : reinterpret_cast<float*>(scratch.rows.data());
         isa.widen(row_pointer(side, begin, task.first_index), side.token_stride * size, side.dtype, task.row_count,
-                  side.dim, reinterpret_cast<float*>(scratch.rows.data()));
+                  side.dim, wide);
+        if (pairs) isa.narrow(wide, DType::bf16, scratch.rows.data(), task.row_count * side.dim);
       } else {
         for (int64_t r = 0; r < task.row_count; ++r)
           pack_row(isa, side, row_pointer(side, begin, task.index ? task.index[r] : task.first_index + r),
                    scratch.rows.data() + r * words);
       }
     }
-    if (!problem.normalize) return;
+    if (!problem.normalize && !side.scale && !side.minimum) return;
     scratch.scale.resize(task.row_count);
+    if (side.scale) take_scales(task, document, scratch.scale.data());
+    if (side.minimum) return add_minima(task, document, scratch);
     task.scale = scratch.scale.data();
-    isa.inverse_norms(task.rows, task.row_stride, word_type(isa), task.row_count, side.dim, scratch.scale.data());
+    if (problem.normalize)
+      isa.inverse_norms(task.rows, task.row_stride, word_type(isa), task.row_count, side.dim, scratch.scale.data());
+  }
+
+  int64_t token_of(const PanelTask& task, int64_t row) const {
+    return task.index ? task.index[row] : task.first_index + row;
+  }
+
+  void take_scales(const PanelTask& task, int64_t document, float* out) const {
+    const Segments& side = problem.documents;
+    const float* scales = side.factors(side.scale, document);
+    const int64_t first = side.packed() ? side.offsets[document] : 0;
+    for (int64_t r = 0; r < task.row_count; ++r)
+      out[r] = Segments::factor(side.scale, scales, first + token_of(task, r));
+  }
+
+  // Rows as what they stand for, because a minimum cannot be applied to a sum of products.
+  void add_minima(const PanelTask& task, int64_t document, Scratch& scratch) const {
+    const Segments& side = problem.documents;
+    const float* minima = side.factors(side.minimum, document);
+    const int64_t first = side.packed() ? side.offsets[document] : 0;
+    float* row = reinterpret_cast<float*>(scratch.rows.data());
+    for (int64_t r = 0; r < task.row_count; ++r, row += side.dim) {
+      const float minimum = Segments::factor(side.minimum, minima, first + token_of(task, r));
+      const float scale = side.scale ? scratch.scale[r] : 1.f;
+      for (int64_t k = 0; k < side.dim; ++k) row[k] = row[k] * scale + minimum;
+    }
   }
 };
 
@@ -210,7 +257,7 @@ struct Call {
     const int64_t from = queries.first_lane[query], to = queries.last_lane[query];
     double sum = 0;
     for (int64_t l = from; l < to; ++l)
-      sum += problem.normalize ? static_cast<double>(best[l - from]) * queries.inverse_norms[l] : best[l - from];
+      sum += queries.factors.empty() ? best[l - from] : static_cast<double>(best[l - from]) * queries.factors[l];
     scores[pair] = first_kept < 0 ? problem.empty_score : static_cast<float>(sum);
     if (!argmax) return;
     int32_t* out = argmax + pair * problem.argmax_width;
@@ -228,7 +275,9 @@ struct Item {
 }  // namespace
 
 void forward(const Problem& problem, Path path, float* scores, int32_t* argmax) {
-  forward(problem, choose_isa(path, problem.queries.dtype, problem.documents.dtype), scores, argmax, nullptr);
+  // A value and its minimum together need more bits than bf16 has.
+  const DType documents = problem.documents.minimum ? DType::f32 : problem.documents.dtype;
+  forward(problem, choose_isa(path, problem.queries.dtype, documents), scores, argmax, nullptr);
 }
 
 void forward(const Problem& problem, const Isa& isa, float* scores, int32_t* argmax, const RowSource* source) {

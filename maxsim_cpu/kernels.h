@@ -170,12 +170,32 @@ void score(const PanelTask& t) {
     t.scale ? score_all<Simd, Words, false, true>(t) : score_all<Simd, Words, false, false>(t);
 }
 
+// An eight-bit float is the upper end of an fp16: e5m2 as it is, e4m3 a bit lower and 2^8 too small.
+template <class Simd, DType kType>
+MAXSIM_INLINE_ALWAYS typename Simd::F load_bytes(const uint8_t* source) {
+  if (kType == DType::s8 || kType == DType::u8) {
+    float wide[Simd::lanes];
+    for (int l = 0; l < Simd::lanes; ++l)
+      wide[l] = kType == DType::s8 ? static_cast<float>(static_cast<int8_t>(source[l])) : static_cast<float>(source[l]);
+    return Simd::load(wide);
+  }
+  uint16_t half[Simd::lanes];
+  for (int l = 0; l < Simd::lanes; ++l) {
+    const uint16_t sign = static_cast<uint16_t>((source[l] & 0x80) << 8), rest = source[l] & 0x7f;
+    half[l] = kType == DType::e5m2 ? static_cast<uint16_t>(source[l] << 8)
+                                   : static_cast<uint16_t>(sign | (rest == 0x7f ? 0x7e00 : rest << 7));
+  }
+  const typename Simd::F value = Simd::load_f16(half);
+  return kType == DType::e5m2 ? value : Simd::mul(value, Simd::broadcast(256.f));
+}
+
 // Loads `lanes` elements of one dtype, or the last few of a row filled up with zeros.
 template <class Simd, DType kType>
 struct Row {
-  static constexpr int64_t size = kType == DType::f32 ? 4 : 2;
+  static constexpr int64_t size = kType == DType::f32 ? 4 : is_stored(kType) ? 1 : 2;
   static MAXSIM_INLINE_ALWAYS typename Simd::F load(const char* source) {
     if (kType == DType::f32) return Simd::load(reinterpret_cast<const float*>(source));
+    if (is_stored(kType)) return load_bytes<Simd, kType>(reinterpret_cast<const uint8_t*>(source));
     const uint16_t* half = reinterpret_cast<const uint16_t*>(source);
     return kType == DType::f16 ? Simd::load_f16(half) : Simd::load_bf16(half);
   }
@@ -253,32 +273,52 @@ void accumulate_row(float* sum, const char* row, float factor, int64_t dim) {
   }
 }
 
-#define MAXSIM_BY_DTYPE(type, function, ...)           \
-  switch (type) {                                      \
-    case DType::f32:                                   \
-      return function<Simd, DType::f32>(__VA_ARGS__);  \
-    case DType::f16:                                   \
-      return function<Simd, DType::f16>(__VA_ARGS__);  \
-    case DType::bf16:                                  \
-      return function<Simd, DType::bf16>(__VA_ARGS__); \
-  }
+inline void widen_bits(const char* rows, int64_t stride, int64_t count, int64_t dim, float* out) {
+  for (int64_t r = 0; r < count; ++r, rows += stride, out += dim)
+    for (int64_t k = 0; k < dim; ++k) out[k] = rows[k / 8] >> k % 8 & 1 ? 1.f : -1.f;
+}
+
+#define MAXSIM_CASE(type, function, ...) \
+  case DType::type:                      \
+    return function<Simd, DType::type>(__VA_ARGS__);
+#define MAXSIM_FLOATS(function, ...)      \
+  MAXSIM_CASE(f32, function, __VA_ARGS__) \
+  MAXSIM_CASE(f16, function, __VA_ARGS__) \
+  MAXSIM_CASE(bf16, function, __VA_ARGS__)
 
 template <class Simd>
 void widen(const char* rows, int64_t stride, DType type, int64_t count, int64_t dim, float* out) {
-  MAXSIM_BY_DTYPE(type, widen_rows, rows, stride, count, dim, out)
+  switch (type) {
+    MAXSIM_FLOATS(widen_rows, rows, stride, count, dim, out)
+    MAXSIM_CASE(e4m3, widen_rows, rows, stride, count, dim, out)
+    MAXSIM_CASE(e5m2, widen_rows, rows, stride, count, dim, out)
+    MAXSIM_CASE(s8, widen_rows, rows, stride, count, dim, out)
+    MAXSIM_CASE(u8, widen_rows, rows, stride, count, dim, out)
+    case DType::bit:
+      return widen_bits(rows, stride, count, dim, out);
+  }
 }
 
 template <class Simd>
 void inverse_norms(const char* rows, int64_t stride, DType type, int64_t count, int64_t dim, float* out) {
-  MAXSIM_BY_DTYPE(type, inverse_norms_of, rows, stride, count, dim, out)
+  switch (type) {
+    MAXSIM_FLOATS(inverse_norms_of, rows, stride, count, dim, out)
+    default:
+      return;  // what is stored is never normalised
+  }
 }
 
 template <class Simd>
 void accumulate(float* sum, const char* row, DType type, float factor, int64_t dim) {
-  MAXSIM_BY_DTYPE(type, accumulate_row, sum, row, factor, dim)
+  switch (type) {
+    MAXSIM_FLOATS(accumulate_row, sum, row, factor, dim)
+    default:
+      return;  // what is stored has no gradient
+  }
 }
 
-#undef MAXSIM_BY_DTYPE
+#undef MAXSIM_CASE
+#undef MAXSIM_FLOATS
 
 template <class Simd>
 void narrow(const float* source, DType type, void* out, int64_t n) {

@@ -16,8 +16,6 @@ namespace {
 using metal_backend::RoleBuffer;
 using torch::headeronly::ScalarType;
 
-constexpr int64_t kPath = 24;  // the op schema's number for this backend's one path
-
 int64_t element_bytes(const Tensor& t) {
   switch (t.scalar_type()) {
     case ScalarType::Bool:
@@ -56,7 +54,8 @@ void set_problem(MetalBuffers& buffers, MAXSIM_PROBLEM_PARAMETERS) {
 }
 
 void require_path(int64_t path) {
-  if (path != 0 && path != kPath) throw std::runtime_error("path " + std::to_string(path) + " does not run on MPS");
+  if (path != 0 && path != kMetalPath)
+    throw std::runtime_error("path " + std::to_string(path) + " does not run on MPS");
 }
 
 void run_forward(const BoundProblem& bound, MAXSIM_PROBLEM_PARAMETERS, const Tensor& scores, const Tensor* argmax) {
@@ -141,11 +140,11 @@ std::tuple<Tensor, Tensor> backward_mps(const Tensor& grad_scores, const Tensor&
   return {t.grad_queries, t.grad_documents};
 }
 
-int64_t available_paths_mps() { return int64_t{1} << kPath; }
+int64_t available_paths_mps() { return int64_t{1} << kMetalPath; }
 
 int64_t default_path_mps(const Tensor& like) {
   dtype_of(like, "like");
-  return kPath;
+  return kMetalPath;
 }
 
 }  // namespace maxsim

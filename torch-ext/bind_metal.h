@@ -10,6 +10,8 @@ namespace maxsim {
 
 using metal_backend::Role;
 
+constexpr int64_t kMetalPath = 24;  // the op schema's number for this backend's one path
+
 class __attribute__((visibility("hidden"))) MetalBuffers {
  public:
   void set(Role role, const Tensor& t);

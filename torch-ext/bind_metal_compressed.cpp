@@ -8,6 +8,7 @@
 #include <string>
 
 #include "bind_metal.h"
+#include "bind_quantised.h"
 #include "bind_residual.h"
 
 namespace maxsim {
@@ -42,6 +43,13 @@ std::tuple<Tensor, Tensor> run(const BoundProblem& bound, const Tensor& queries,
   return {scores, argmax};
 }
 
+// A factor as the kernel reads it, one for each token: `tokens` is contiguous, [Nd, Ld, d] or [T, d].
+Tensor by_token(const MaybeTensor& factor, const Tensor& tokens, int64_t block) {
+  require(factor.has_value() && factor->dim() > 0 && block == 1,
+          "MPS tensors take document_scale and document_minimum with one entry for each token");
+  return torch::stable::contiguous(*factor);
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> residual_forward_mps(MAXSIM_RESIDUAL_PARAMETERS) {
@@ -70,40 +78,29 @@ std::tuple<Tensor, Tensor> residual_forward_mps(MAXSIM_RESIDUAL_PARAMETERS) {
              compression, buffers);
 }
 
-std::tuple<Tensor, Tensor> bytes_forward_mps(const Tensor& queries, const Tensor& values, const Tensor& scales,
-                                             const MaybeTensor& minima, const MaybeTensor& document_offsets,
-                                             const MaybeTensor& document_lengths, const MaybeTensor& query_mask,
-                                             const MaybeTensor& document_mask, double empty_score, bool with_argmax) {
-  const bool is_signed = values.scalar_type() == ScalarType::Char;
-  require(is_signed || values.scalar_type() == ScalarType::Byte, "values must be int8 or uint8");
-  require(queries.dim() == 3 && values.dim() >= 2 && values.size(values.dim() - 1) == queries.size(2),
-          "values must have the queries' d");
-  const int64_t tokens = queries.size(2) ? values.numel() / queries.size(2) : 0;
-  require(scales.numel() == tokens && (!minima || minima->numel() == tokens),
-          "scales and minima must have one entry for each document token");
-  const Tensor bytes = torch::stable::contiguous(values), table = torch::stable::contiguous(scales);
-  const MaybeTensor second = minima ? MaybeTensor(torch::stable::contiguous(*minima)) : MaybeTensor();
+std::tuple<Tensor, Tensor> quantised_forward_mps(MAXSIM_QUANTISED_PARAMETERS) {
+  require(path == 0 || path == kMetalPath, "this path does not run on MPS tensors");
+  require(document_bits == 8, "MPS tensors take documents of eight bits a feature, not of one");
+  require(!query_offsets && !query_lengths && !pair_queries && queries.dim() == 3 && documents.dim() <= 3,
+          "MPS tensors take padded queries without lengths against all documents");
+  require(!query_scale, "MPS tensors take queries as floats");
+  const bool is_signed = documents.scalar_type() == ScalarType::Char;
+  require(is_signed || documents.scalar_type() == ScalarType::Byte, "MPS tensors take int8 or uint8 documents");
+  BoundProblem bound = bind_quantised(MAXSIM_QUANTISED_ARGUMENTS);
+  require(argmax_width < 0 || argmax_width == queries.size(1), "argmax_width must be the length of the queries");
+  const Tensor bytes = torch::stable::contiguous(documents);
+  const Tensor table = by_token(document_scale, bytes, document_block);
+  const MaybeTensor second =
+      document_minimum ? MaybeTensor(by_token(document_minimum, bytes, document_block)) : MaybeTensor();
   Compression compression;
   compression.format = Format::bytes;
-  compression.params = {queries.size(2),
-                        0,
-                        8,
-                        false,
-                        is_signed,
-                        minima.has_value(),
-                        element_of(scales, "scales"),
-                        minima ? element_of(*minima, "minima") : Element::f32};
+  compression.params = {queries.size(2), 0, 8, false, is_signed, second.has_value(), Element::f32, Element::f32};
   MetalBuffers buffers;
   buffers.set(Role::documents, bytes);
   buffers.set(Role::table, table);
   buffers.set(Role::second, second);
-  const MaybeTensor none;
-  BoundProblem bound = bind_problem({queries, queries, none, none, none, none, query_mask, none, none, none}, false,
-                                    empty_score, with_argmax ? queries.size(1) : kNoArgmax);
   bound.problem.documents =
       bind_documents({bytes, 1, document_offsets, document_lengths, document_mask}, queries.size(2));
-  bound.problem.pairs = bound.problem.queries.count * bound.problem.documents.count;
-  bound.score_shape[1] = bound.problem.documents.count;
   return run(bound, queries, query_mask, document_offsets ? document_offsets : document_lengths, document_mask,
              compression, buffers);
 }
@@ -113,14 +110,7 @@ std::tuple<Tensor, Tensor> bytes_forward_mps(const Tensor& queries, const Tensor
 #ifndef MAXSIM_METAL_KEY
 #define MAXSIM_METAL_KEY MPS
 #endif
-MAXSIM_FRAGMENT(TORCH_EXTENSION_NAME, ops) {
-  ops.def(
-      "bytes_forward(Tensor queries, Tensor values, Tensor scales, Tensor? minima, Tensor? document_offsets, "
-      "Tensor? document_lengths, Tensor? query_mask, Tensor? document_mask, float empty_score, bool with_argmax) -> "
-      "(Tensor, Tensor)");
-}
-
 MAXSIM_IMPLEMENTATION(TORCH_EXTENSION_NAME, MAXSIM_METAL_KEY, ops) {
   ops.impl("residual_forward", TORCH_BOX(&maxsim::residual_forward_mps));
-  ops.impl("bytes_forward", TORCH_BOX(&maxsim::bytes_forward_mps));
+  ops.impl("quantised_forward", TORCH_BOX(&maxsim::quantised_forward_mps));
 }

@@ -57,11 +57,12 @@ struct SideNames {
 };
 
 Segments bind_side(const Tensor& tokens, const MaybeTensor& offsets, const MaybeTensor& lengths,
-                   const MaybeTensor& mask, const Tensor& queries, const SideNames& names) {
+                   const MaybeTensor& mask, const Tensor& queries, const SideNames& names, int64_t bits) {
   Segments side;
   const int64_t dims = tokens.dim();
   side.data = tokens.const_data_ptr();
-  side.dtype = dtype_of(tokens, names.tokens);
+  side.dtype = bits == 1 ? DType::bit : dtype_of(tokens, names.tokens, bits != 0);
+  require(bits != 1 || tokens.scalar_type() == ScalarType::Byte, names.tokens, " of one bit a feature must be uint8");
   require_same_device(tokens, queries, names.tokens);
   side.dim = tokens.size(dims - 1);
   side.extent = tokens.size(dims - 2);
@@ -108,8 +109,22 @@ Segments bind_side(const Tensor& tokens, const MaybeTensor& offsets, const Maybe
 
 }  // namespace
 
-DType dtype_of(const Tensor& t, const char* name) {
+DType dtype_of(const Tensor& t, const char* name, bool stored) {
   const ScalarType type = t.scalar_type();
+  if (stored) {
+    switch (type) {
+      case ScalarType::Float8_e4m3fn:
+        return DType::e4m3;
+      case ScalarType::Float8_e5m2:
+        return DType::e5m2;
+      case ScalarType::Char:
+        return DType::s8;
+      case ScalarType::Byte:
+        return DType::u8;
+      default:
+        break;
+    }
+  }
   require(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16, name,
           " must be float16, bfloat16 or float32");
   return type == ScalarType::Float ? DType::f32 : type == ScalarType::Half ? DType::f16 : DType::bf16;
@@ -123,9 +138,16 @@ BoundProblem bind_problem(const ProblemArguments& a, bool normalize, double empt
   BoundProblem bound;
   Problem& problem = bound.problem;
   problem.queries = bind_side(a.queries, a.query_offsets, a.query_lengths, a.query_mask, a.queries,
-                              {"queries", "query_offsets", "query_lengths", "query_mask"});
-  problem.documents = bind_side(a.documents, a.document_offsets, a.document_lengths, a.document_mask, a.queries,
-                                {"documents", "document_offsets", "document_lengths", "document_mask"});
+                              {"queries", "query_offsets", "query_lengths", "query_mask"}, a.document_bits ? 8 : 0);
+  problem.documents =
+      bind_side(a.documents, a.document_offsets, a.document_lengths, a.document_mask, a.queries,
+                {"documents", "document_offsets", "document_lengths", "document_mask"}, a.document_bits);
+  if (a.document_bits == 1) {
+    require(problem.documents.feature_stride == 1 && problem.documents.dim == (problem.queries.dim + 7) / 8,
+            "documents of one bit a feature must have ceil(d / 8) bytes a token, one after another; got ", a.documents,
+            " for queries ", a.queries);
+    problem.documents.dim = problem.queries.dim;
+  }
   require(problem.queries.dim == problem.documents.dim, "queries and documents must share the embedding dim; got ",
           a.queries, " and ", a.documents);
   problem.normalize = normalize;

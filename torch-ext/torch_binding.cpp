@@ -33,6 +33,10 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
           "(Tensor, Tensor)");
   ops.def("backward(Tensor grad_scores, Tensor argmax, " MAXSIM_PROBLEM_SCHEMA(
       "") ", bool normalize, bool need_queries, bool need_documents, int backward_mode, int path) -> (Tensor, Tensor)");
+  ops.def("quantised_forward(" MAXSIM_PROBLEM_SCHEMA(
+      "") ", Tensor? query_scale, Tensor? document_scale, Tensor? document_minimum, int query_block, "
+          "int document_block, int document_bits, float empty_score, int path, SymInt argmax_width) -> (Tensor, "
+          "Tensor)");
   ops.def("available_paths() -> int");
   ops.def("default_path(Tensor like) -> int");
 }

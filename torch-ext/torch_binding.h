@@ -26,6 +26,8 @@ struct __attribute__((visibility("hidden"))) ProblemArguments {
   const MaybeTensor& document_mask;
   const MaybeTensor& pair_queries;
   const MaybeTensor& pair_documents;
+  // 0: both sides are floats. Else either may be stored in eight bits a feature, documents in as many as this says.
+  int64_t document_bits = 0;
 };
 
 // A problem over the arguments' memory, and the shape of its scores. Throws std::runtime_error on a wrong shape, dtype
@@ -37,8 +39,8 @@ struct BoundProblem {
 };
 BoundProblem bind_problem(const ProblemArguments& arguments, bool normalize, double empty_score, int64_t argmax_width);
 
-// Throws where a tensor is neither float16, bfloat16 nor float32.
-DType dtype_of(const Tensor& t, const char* name);
+// Throws where a tensor is neither float16, bfloat16 nor float32, nor, if `stored`, one of the eight-bit types.
+DType dtype_of(const Tensor& t, const char* name, bool stored = false);
 
 // An uninitialised contiguous tensor on the device of `like`.
 Tensor new_tensor(const Tensor& like, const int64_t* shape, int64_t dims, int32_t dtype);

@@ -228,9 +228,11 @@ def eight_bits(m: ModuleType, device: str) -> None:
             minima = (torch.randn(3, 130, generator=generator)).half() if with_minima else None
             tokens = values.double() * scales.double() + (minima.double()[..., None] if with_minima else 0)
             documents = [row[:n] for row, n in zip(tokens, lengths.tolist(), strict=True)]
-            arguments = [queries, values, scales, minima, None, lengths, None, None]
+            factors = [None if x is None else x.float().view(3, 130) for x in (scales, minima)]
+            arguments = [queries, values, None, None, None, lengths, *[None] * 5, *factors]
             arguments = [x if x is None else x.to(device) for x in arguments]
-            assert_decompressed(ops_of(m).bytes_forward(*arguments, -2.0, True), queries, documents, 3e-6)
+            got = ops_of(m).quantised_forward(*arguments, 1, 1, 8, -2.0, 0, 33)
+            assert_decompressed(got, queries, documents, 3e-6)
 
 
 DENSE = (ties_and_nan, strides, hostile_winners, gradients, hostile_metadata, masks, layouts)

@@ -270,7 +270,11 @@ def build(flavour: Flavour, kernels: Path = KERNELS, only: Iterable[str] | None 
     shared = [*glue.glob("*.h"), *emulator.glob("*.h"), *(work / "maxsim_common").glob("*.h")]
     shared += [metal / name for name in ("params.h", "plan.h", "encode.h")]
     metals = [*shared, emulator / "metal_stdlib", emulator / "metal_simdgroup_matrix"]
-    sources = [*emulator.glob("*.cpp"), metal / "plan.cpp", glue / "bind_metal.cpp", glue / "bind_problem.cpp"]
+    sources = [
+        *emulator.glob("*.cpp"),
+        metal / "plan.cpp",
+        *(glue / f"bind_{name}.cpp" for name in ("metal", "problem", "quantised")),
+    ]
     units = [(source, [], shared) for source in sources]
     stems = []
     for source in sorted(metal.glob("*.metal")):

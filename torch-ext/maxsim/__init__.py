@@ -1,7 +1,7 @@
 """MaxSim, the late-interaction score of ColBERT and ColPali: sum over query tokens of the best document token.
 Exact, fused, forward and backward, over padded, packed, paired and per-query layouts."""
 
-from . import distributed, fused_head, integrations, layers, paths, plaid, reference
+from . import binary, distributed, fp8, fused_head, int8, integrations, layers, paths, plaid, quantised, reference
 from .explanation import Explanation, explain, similarity_matrix
 from .explanation_page import explain_page, heat_map
 from .gathering import gather_documents
@@ -38,13 +38,16 @@ from .streaming import retrieve_streamed
 __all__ = [
     "Explanation",
     "MaxSimScorer",
+    "binary",
     "contrastive_loss",
     "distributed",
     "explain",
     "explain_page",
+    "fp8",
     "fused_head",
     "gather_documents",
     "heat_map",
+    "int8",
     "integrations",
     "layers",
     "maxsim",
@@ -56,6 +59,7 @@ __all__ = [
     "maxsim_with_argmax",
     "paths",
     "plaid",
+    "quantised",
     "reference",
     "retrieve",
     "retrieve_streamed",

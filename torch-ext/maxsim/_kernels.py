@@ -10,6 +10,7 @@ from ._ops import add_op_namespace_prefix, ops
 forward = ops.forward.default
 forward_argmax = ops.forward_argmax.default
 backward = ops.backward.default
+quantised_forward = ops.quantised_forward.default
 available_paths = ops.available_paths.default
 default_path = ops.default_path.default
 

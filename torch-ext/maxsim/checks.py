@@ -8,6 +8,7 @@ from torch import Tensor
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 REFERENCE_DTYPES = (*KERNEL_DTYPES, torch.float64)
+STORED_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8)
 _INDICES = frozenset((torch.int32, torch.int64))
 
 
@@ -27,10 +28,15 @@ def tokens(
         raise TypeError(f"{name} must be a dense strided tensor; got layout {tensor.layout}")
 
 
-def sides(query_name: str, queries: Tensor, document_name: str, documents: Tensor) -> None:
+def sides(query_name: str, queries: Tensor, document_name: str, documents: Tensor, document_bits: int = 0) -> None:
     """Both sides share an embedding dimension of at least one, and a device."""
     dim = queries.shape[-1]
-    if dim != documents.shape[-1]:
+    if document_bits == 1 and -(-dim // 8) != documents.shape[-1]:
+        raise ValueError(
+            f"{document_name} must have ceil(d / 8) bytes a token, one bit for each feature of {query_name}; "
+            f"got {query_name}.shape[-1]={dim} and {document_name}.shape[-1]={documents.shape[-1]}"
+        )
+    if document_bits != 1 and dim != documents.shape[-1]:
         raise ValueError(
             f"{query_name} and {document_name} must share the embedding dim; "
             f"got {query_name}.shape[-1]={dim} and {document_name}.shape[-1]={documents.shape[-1]}"
@@ -115,6 +121,22 @@ def same_length(name: str, tensor: Tensor, other_name: str, other: Tensor) -> No
     if tensor.shape != other.shape:
         raise ValueError(
             f"{name} and {other_name} must have the same length; got {tensor.shape[0]} and {other.shape[0]}"
+        )
+
+
+def factor(name: str, value: object, tokens_name: str, token_shape: tuple[int, ...], block: int, like: Tensor) -> None:
+    """A float for all tokens, or one for each ``block`` neighbours of ``token_shape``."""
+    if not isinstance(value, Tensor):
+        raise _not_a_tensor(name, value)
+    if value.dtype not in KERNEL_DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16 or float32; got {value.dtype}")
+    _same_device(name, value, like, tokens_name)
+    shape = (*token_shape[:-1], -(-token_shape[-1] // block))
+    if value.dim() and tuple(value.shape) != shape:
+        raise ValueError(
+            f"{name} must be [] or {shape}, one for each "
+            + (f"{block} tokens" if block > 1 else "token")
+            + f" of {tokens_name}; got shape {tuple(value.shape)}"
         )
 
 

@@ -26,6 +26,15 @@ def _forward_argmax(*arguments: object) -> tuple[Tensor, Tensor]:
     return new_empty(shape, dtype=torch.float32), new_empty((*shape, argmax_width), dtype=torch.int32)
 
 
+@torch.library.register_fake(add_op_namespace_prefix("quantised_forward"))
+def _quantised_forward(*arguments: object) -> tuple[Tensor, Tensor]:
+    problem, argmax_width = Problem(*arguments[:_ARGUMENTS]), arguments[-1]
+    shape = scores_shape(problem)
+    new_empty = problem.queries.new_empty
+    slots = (0,) if argmax_width < 0 else (*shape, argmax_width)
+    return new_empty(shape, dtype=torch.float32), new_empty(slots, dtype=torch.int32)
+
+
 @torch.library.register_fake(add_op_namespace_prefix("backward"))
 def _backward(grad_scores: Tensor, argmax: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
     problem = Problem(*arguments[:_ARGUMENTS])

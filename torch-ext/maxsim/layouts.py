@@ -19,9 +19,13 @@ def fill(
     pair_q_idx: Tensor | None = None,
     pair_d_idx: Tensor | None = None,
     validate: bool = False,
+    **kinds: object,
 ) -> Problem:
-    """The problem of ``Q`` and ``D`` as :func:`maxsim.maxsim` takes them, or packed where their offsets are given."""
-    problem = dense(Q, D, q_mask, d_mask)
+    """The problem of ``Q`` and ``D`` as :func:`maxsim.maxsim` takes them, or packed where their offsets are given.
+
+    ``kinds`` are the dtypes that :func:`dense` is to allow.
+    """
+    problem = dense(Q, D, q_mask, d_mask, **kinds)
     if cu_seqlens_q is not None:
         _packed("Q", Q, "cu_seqlens_q", cu_seqlens_q, validate)
         mask = problem.query_mask

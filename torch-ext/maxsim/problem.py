@@ -70,11 +70,16 @@ def dense(
     q_mask: Tensor | None,
     d_mask: Tensor | None,
     dtypes: tuple[torch.dtype, ...] = checks.KERNEL_DTYPES,
+    document_dtypes: tuple[torch.dtype, ...] | None = None,
+    document_bits: int = 0,
 ) -> Problem:
-    """``[Nq, Lq, d]`` or ``[Lq, d]`` against ``[Nd, Ld, d]``, ``[Ld, d]`` or each query's own ``[Nq, K, Ld, d]``."""
+    """``[Nq, Lq, d]`` or ``[Lq, d]`` against ``[Nd, Ld, d]``, ``[Ld, d]`` or each query's own ``[Nq, K, Ld, d]``.
+
+    ``document_dtypes`` are those of the queries unless given. ``document_bits`` of 1 packs eight features into a byte.
+    """
     checks.tokens("Q", Q, (2, 3), "[Nq, Lq, d] or [Lq, d]", dtypes)
-    checks.tokens("D", D, (2, 3, 4), "[Nd, Ld, d], [Ld, d] or [Nq, K, Ld, d]", dtypes)
-    checks.sides("Q", Q, "D", D)
+    checks.tokens("D", D, (2, 3, 4), "[Nd, Ld, d], [Ld, d] or [Nq, K, Ld, d]", document_dtypes or dtypes)
+    checks.sides("Q", Q, "D", D, document_bits)
     if D.dim() == 4:
         checks.slabs("Q", Q, "D", D)
     elif D.dim() == 2:

@@ -134,21 +134,31 @@ def score_ids(
     """
     checks.tokens("Q", Q, (3,), "[Nq, Lq, d]")
     problem = shared_documents(Q, D, q_mask, d_mask, cu_seqlens_d, validate)
-    queries, documents = scores_shape(problem)
     missing_score = checks.number("missing_score", missing_score)
+    problem, missing = named_pairs(problem, ids, validate)
+    if missing is None:
+        checks.option("backward", backward, BACKWARD_MODES)
+        return torch.full(ids.shape, missing_score, device=Q.device)
+    scores = run(problem, normalize, empty_score, backward)[0]
+    return scores.view(ids.shape).masked_fill(missing, missing_score)
+
+
+def named_pairs(problem: Problem, ids: Tensor, validate: bool) -> tuple[Problem, Tensor | None]:
+    """A cross product restricted to the documents ``ids [Nq, K]`` of each query, and which of them are missing.
+
+    None instead of the latter where there is no document at all.
+    """
+    queries, documents = scores_shape(problem)
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[0] != queries:
         got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(f"ids must be [Nq, K] with Nq = {queries}; got {got}")
     missing = ids == -1
     named = ids.masked_fill(missing, 0).flatten()  # to be scored like any other, and overwritten
-    checks.ids("ids", named, max(1, documents), Q, validate)
+    checks.ids("ids", named, max(1, documents), problem.queries, validate)
     if documents == 0:
-        checks.option("backward", backward, BACKWARD_MODES)
-        return torch.full(ids.shape, missing_score, device=Q.device)
-    rows = torch.arange(queries, device=Q.device).repeat_interleave(ids.shape[1])
-    pairs = problem._replace(pair_queries=rows, pair_documents=named)
-    scores = run(pairs, normalize, empty_score, backward)[0]
-    return scores.view(ids.shape).masked_fill(missing, missing_score)
+        return problem, None
+    rows = torch.arange(queries, device=ids.device).repeat_interleave(ids.shape[1])
+    return problem._replace(pair_queries=rows, pair_documents=named), missing
 
 
 class MaxSimScorer(nn.Module):
