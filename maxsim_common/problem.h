@@ -96,7 +96,7 @@ struct Segments {
   MAXSIM_INLINE const float* factors(const TokenFactor& of, int64_t s) const {
     return of.data + (packed() ? 0 : stride(of.segment_stride, s));
   }
-  MAXSIM_INLINE static float factor(const TokenFactor& of, const float* factors, int64_t row) {
+  MAXSIM_INLINE static const float& factor(const TokenFactor& of, const float* factors, int64_t row) {
     return factors[quotient(row, of.block) * of.block_stride];
   }
 };

@@ -3,6 +3,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <cstdint>
 
@@ -69,9 +70,29 @@ __device__ __forceinline__ float load_element(const Segments& side, int64_t elem
       return static_cast<const float*>(side.data)[element];
     case DType::f16:
       return __half2float(static_cast<const __half*>(side.data)[element]);
-    default:
+    case DType::bf16:
       return __bfloat162float(static_cast<const __nv_bfloat16*>(side.data)[element]);
+    case DType::e4m3:
+      return static_cast<float>(static_cast<const __nv_fp8_e4m3*>(side.data)[element]);
+    case DType::e5m2:
+      return static_cast<float>(static_cast<const __nv_fp8_e5m2*>(side.data)[element]);
+    case DType::s8:
+      return static_cast<const int8_t*>(side.data)[element];
+    default:
+      return static_cast<const uint8_t*>(side.data)[element];
   }
+}
+
+// Feature k of the row that begins at element `row`.
+__device__ __forceinline__ float load_feature(const Segments& side, int64_t row, int64_t k) {
+  if (side.dtype != DType::bit) return load_element(side, row + k * side.feature_stride);
+  return static_cast<const uint8_t*>(side.data)[row + k / 8] >> k % 8 & 1 ? 1.f : -1.f;
+}
+
+// A factor of token `token` of segment s, whose rows are `span`.
+__device__ __forceinline__ float token_factor(const Segments& side, const TokenFactor& factor, int64_t s,
+                                              const Span& span, int64_t token) {
+  return Segments::factor(factor, side.factors(factor, s), token + (side.packed() ? span.first_row : 0));
 }
 
 // torch.max's order: NaN above everything, then the value, then the lower index.

@@ -65,9 +65,10 @@ __global__ void __launch_bounds__(FmaTile::kThreads)
             const Span& span = is_query ? query : document;
             const int token = is_query ? q0 + row : t0 + row - T::kQueries;
             const bool inside = token < span.length && k0 + k < side.dim;
-            const float value =
-                inside ? load_element(side, span.begin + token * side.token_stride + (k0 + k) * side.feature_stride)
-                       : 0.f;
+            const int64_t segment = is_query ? ids.query : ids.document;
+            float value = inside ? load_feature(side, span.begin + token * side.token_stride, k0 + k) : 0.f;
+            if (inside && side.scale) value *= token_factor(side, side.scale, segment, span, token);
+            if (inside && side.minimum) value += token_factor(side, side.minimum, segment, span, token);
             (is_query ? query_tile + row * T::kPitch : token_tile + (row - T::kQueries) * T::kPitch)[k] = value;
           }
           __syncthreads();

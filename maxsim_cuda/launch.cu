@@ -47,6 +47,10 @@ int64_t available_paths() {
 }
 
 Path choose_path(Path path, const Problem& problem) {
+  // The kernel of sm80 and sm75 has no loader for what is stored yet, and fma is no substitute to choose in silence.
+  const bool stored = is_stored(problem.queries.dtype) || is_stored(problem.documents.dtype);
+  if (stored && path != Path::fma && !(current_device().major == 9 && sm90_takes(problem)))
+    throw std::runtime_error("no tensor core kernel takes these dtypes and d on this GPU");
   if (path == Path::choose) return current_device().major == 9 && sm90_takes(problem) ? Path::sm90 : mma_path();
   const int number = static_cast<int>(path);
   if (number < 0 || number > 31 || !(available_paths() >> number & 1))

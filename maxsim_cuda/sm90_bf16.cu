@@ -7,7 +7,18 @@ namespace cuda {
 void sm90_select_bf16(const ForwardArgs& args, cudaStream_t stream) { select_dim<__nv_bfloat16>(args, stream); }
 
 void sm90_select(const ForwardArgs& args, cudaStream_t stream) {
-  args.problem.queries.dtype == DType::bf16 ? sm90_select_bf16(args, stream) : sm90_select_f16(args, stream);
+  switch (args.problem.queries.dtype) {
+    case DType::bf16:
+      return sm90_select_bf16(args, stream);
+    case DType::e4m3:
+      return sm90_select_e4m3(args, stream);
+    case DType::e5m2:
+      return sm90_select_e5m2(args, stream);
+    case DType::s8:
+      return sm90_select_s8(args, stream);
+    default:
+      return sm90_select_f16(args, stream);
+  }
 }
 
 }  // namespace cuda

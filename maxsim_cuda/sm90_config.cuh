@@ -3,12 +3,25 @@
 
 #include <cuda.h>
 
+#include <cstdint>
+#include <type_traits>
+
 #include "forward_args.cuh"
 
 namespace maxsim {
 namespace cuda {
 
-constexpr int kAtom = 64;  // features of a 128-byte swizzled row
+// Features of a 128-byte swizzled row.
+template <class T>
+constexpr int kAtom = 128 / sizeof(T);
+
+// What is stored in eight bits may have factors from its caller. Nothing else has, and no more than one row of 128
+// bytes.
+template <class T>
+constexpr bool kStored = sizeof(T) == 1;
+
+// What the columns of a product are multiplied by before their maximum is taken.
+enum class Columns { plain, norms, given };
 
 // What a block may take of the 227 KB, less the barriers and descriptions that Sm90Shared holds.
 constexpr int kSharedLimit = 215 * 1024;
@@ -48,9 +61,10 @@ template <int kAtoms, int N>
 using Sm90Middle = Sm90Config<2, 1, N, kAtoms, kSharedLimit - 1024 - 128 * kAtoms * 128>;
 // 256 query rows for each document tile: at 128 the tiles would come from L2 faster than it gives them. Four
 // warpgroups take turns at the tensor cores; 104 columns are what their 104 registers a thread hold, and 10 % faster
-// than 96 or 112.
-template <int kAtoms>
-using Sm90Wide = Sm90Config<4, 1, 104, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128>;
+// than 96 or 112. Integer products have no width of 104.
+template <int kAtoms, class T>
+using Sm90Wide =
+    Sm90Config<4, 1, std::is_same_v<T, int8_t> ? 96 : 104, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128>;
 // The same rows where a thread also keeps winners or factors: two warpgroups with two row tiles each, one product in
 // flight while the other's max is taken.
 template <int kAtoms, int N>

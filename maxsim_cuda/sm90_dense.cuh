@@ -8,9 +8,9 @@
 namespace maxsim {
 namespace cuda {
 
-template <class C>
-struct Sm90DenseProducer : Sm90Feed<C> {
-  using Sm90Feed<C>::Sm90Feed;
+template <class C, class T, Columns kColumns>
+struct Sm90DenseProducer : Sm90Feed<C, T, kColumns> {
+  using Sm90Feed<C, T, kColumns>::Sm90Feed;
 
   __device__ __forceinline__ void run() {
     const Sm90Args& args = this->args;
@@ -35,8 +35,7 @@ struct Sm90DenseProducer : Sm90Feed<C> {
       document += step;
       if (!deal && document == inner) document = 0, ++group;
     }
-    this->acquire();
-    this->publish(StageInfo::kEnd, 0, 0, 0);
+    this->end();
   }
 
   __device__ __forceinline__ void stream(bool cross, uint32_t group, int part, uint32_t document, uint32_t unit,

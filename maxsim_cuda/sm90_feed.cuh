@@ -2,6 +2,7 @@
 #pragma once
 
 #include "blocks.cuh"
+#include "ptx/cp_async.cuh"
 #include "ptx/tma.cuh"
 #include "sm90_shared.cuh"
 
@@ -14,7 +15,7 @@ struct Sm90Maps {
   const CUtensorMap& tails;      // boxes of 8 rows
 };
 
-template <class C>
+template <class C, class T, Columns kColumns>
 struct Sm90Feed {
   const Sm90Args& args;
   const Sm90Maps maps;
@@ -63,9 +64,9 @@ struct Sm90Feed {
 
   __device__ __forceinline__ void load(char* to, const CUtensorMap& map, int atom, int row, int inner, int outer) {
     if (args.pass_through)
-      ptx::tma_load(to, &map, &shared.full[ring.at], atom * kAtom, row, inner, outer, stream_policy);
+      ptx::tma_load(to, &map, &shared.full[ring.at], atom * kAtom<T>, row, inner, outer, stream_policy);
     else
-      ptx::tma_load(to, &map, &shared.full[ring.at], atom * kAtom, row, inner, outer);
+      ptx::tma_load(to, &map, &shared.full[ring.at], atom * kAtom<T>, row, inner, outer);
   }
 
   // One tile, described already but for its bytes. Row 0 of the tile is row `row` of the map.
@@ -86,7 +87,37 @@ struct Sm90Feed {
         for (int atom = 0; atom < C::kAtoms; ++atom)
           load(tile() + atom * C::N * 128 + lane * 1024, maps.tails, atom, row + lane * 8, inner, outer);
     }
+    if constexpr (kColumns == Columns::given) fetch_token_factors(rows, row, inner, outer);
     __syncwarp();
+  }
+
+  // No more tiles.
+  __device__ __forceinline__ void end() {
+    acquire();
+    publish(StageInfo::kEnd, 0, 0, 0);
+    if (kColumns == Columns::given && args.tma) ptx::copy_arrive(&shared.scaled[ring.at]);
+  }
+
+  // Beside a tile: each lane's copies arrive on their own.
+  __device__ __forceinline__ void fetch_token_factors(int rows, int row, int inner, int outer) {
+    const TokenFactor& scale = args.problem.documents.scale;
+    const float* from = scale.data + outer * scale.segment_stride.outer + inner * scale.segment_stride.inner;
+    for (int column = lane; column < rows; column += 32)
+      ptx::copy_4(&shared.token_scale[ring.at][column], &Segments::factor(scale, from, row + column));
+    ptx::copy_arrive(&shared.scaled[ring.at]);
+  }
+  __device__ __forceinline__ void fetch_row_factors(const BlockInfo& info) {
+    const TokenFactor& scale = args.problem.queries.scale;
+    if (scale)
+#pragma unroll 1
+      for (int b = 0; b < C::kBlocks; ++b) {
+        const int64_t query = __shfl_sync(~0u, info.query, b);
+        const int row = __shfl_sync(~0u, info.row, b);
+        if (__shfl_sync(~0u, info.kept, b) >> lane & 1)
+          ptx::copy_4(&shared.row_scale[buffer.at][block_row<C>(b, lane)],
+                      &Segments::factor(scale, scale.data + query * scale.segment_stride.outer, row + lane));
+      }
+    ptx::copy_arrive(&shared.queries_full[buffer.at]);
   }
 
   // Block b's rows are described by lane b. Boxes of as many rows as lie together, a lane each.
@@ -109,9 +140,10 @@ struct Sm90Feed {
       if (box < kBoxes && (present >> block & 1)) {
         const int row = block_row<C>(block, token);
         ptx::tma_load(query_buffer() + row / 64 * 64 * C::kAtoms * 128 + atom * 64 * 128 + row % 64 * 128,
-                      &maps.queries, barrier, atom * kAtom, from, 0, outer);
+                      &maps.queries, barrier, atom * kAtom<T>, from, 0, outer);
       }
     }
+    if constexpr (kStored<T>) fetch_row_factors(info);
   }
 };
 

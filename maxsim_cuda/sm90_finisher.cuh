@@ -7,7 +7,7 @@
 namespace maxsim {
 namespace cuda {
 
-template <class C, bool kArgmax, bool kNormalize>
+template <class C, class T, bool kArgmax, Columns kColumns>
 struct Sm90Finisher {
   static constexpr int kFinished = Sm90Shared<C>::kFinished;
   static constexpr int kLanes = 4, kTokens = kBlockTokens / kLanes;  // lanes a block, tokens a lane
@@ -16,9 +16,12 @@ struct Sm90Finisher {
   const ForwardArgs& args;
   Sm90Shared<C>& shared;
   int lane;
+  float all_columns;  // the factor of all document tokens, where they share one
 
   __device__ __forceinline__ void run() {
     Ring<kFinished> ring;
+    const TokenFactor& shared_factor = args.problem.documents.scale;
+    all_columns = kStored<T> && kColumns == Columns::plain && shared_factor ? *shared_factor.data : 1.f;
     while (true) {
       ptx::mbarrier_wait(&shared.finished_full[ring.at], ring.phase);
       const Finished done = shared.finished[ring.at];
@@ -47,8 +50,10 @@ struct Sm90Finisher {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const int token = first + i * 4 + k;
-        const float scale = kNormalize ? shared.row_scale[buffer][block_row<C>(block, token)] : 1.f;
-        sum += owner.kept >> token & 1 ? static_cast<double>(value[k] * scale) : 0.;
+        const bool scaled = kStored<T> ? static_cast<bool>(args.problem.queries.scale) : kColumns == Columns::norms;
+        const float scale = scaled ? shared.row_scale[buffer][block_row<C>(block, token)] : 1.f;
+        const float best = kStored<T> ? value[k] * all_columns : value[k];
+        sum += owner.kept >> token & 1 ? static_cast<double>(best * scale) : 0.;
       }
     }
 #pragma unroll

@@ -3,6 +3,8 @@
 // score tile is ever written.
 #pragma once
 
+#include <type_traits>
+
 #include "ptx/wgmma.cuh"
 #include "row_max.cuh"
 #include "sm90_dense.cuh"
@@ -12,13 +14,15 @@
 namespace maxsim {
 namespace cuda {
 
-template <class C, class T, bool kArgmax, bool kNormalize>
+template <class C, class T, bool kArgmax, Columns kColumns>
 struct Sm90Consumer {
+  using Accumulator = typename ptx::Wgmma<T, C::N>::Accumulator;
+
   const Sm90Args& args;
   Sm90Shared<C>& shared;
   uint32_t queries, tiles;  // shared addresses
   int group, warp, lane;
-  float products[C::kTiles][C::N / 2];
+  Accumulator products[C::kTiles][C::N / 2];
   RowState<kArgmax> rows[C::kTiles];
   Ring<C::kQueryBuffers> buffer;
   Ring<Sm90Shared<C>::kFinished> finished{0, 1};
@@ -40,8 +44,12 @@ struct Sm90Consumer {
     if (__shfl_sync(~0u, idle, 0)) return;
     const StageInfo& info = shared.stages[stage];
     const bool full = __shfl_sync(~0u, flags, 0) & StageInfo::kFull;
-    take_products(products[tile], rows[tile], info.first_token, lane % 4 * 2, full, info.bits,
-                  ColumnScale<kNormalize>{shared.token_scale[stage]});
+    if constexpr (std::is_same_v<Accumulator, int32_t>)
+#pragma unroll
+      for (int i = 0; i < C::N / 2; ++i)  // in place: what a product adds to is an operand to the compiler
+        products[tile][i] = __float_as_int(static_cast<float>(products[tile][i]));
+    take_products(reinterpret_cast<const float (&)[C::N / 2]>(products[tile]), rows[tile], info.first_token,
+                  lane % 4 * 2, full, info.bits, ColumnScale<kColumns != Columns::plain>{shared.token_scale[stage]});
   }
 
   // Hands the open document's maxima to the finisher, each block's 32 tokens together.
@@ -70,7 +78,7 @@ struct Sm90Consumer {
 
   __device__ __forceinline__ void wait_stage(const Ring<C::kStages>& ring) {
     ptx::mbarrier_wait(&shared.full[ring.at], ring.phase);
-    if (kNormalize && args.tma) ptx::mbarrier_wait(&shared.scaled[ring.at], ring.phase);
+    if (kColumns != Columns::plain && args.tma) ptx::mbarrier_wait(&shared.scaled[ring.at], ring.phase);
   }
 
   // The same in every lane: what makes control flow around wgmma uniform for the compiler too.
@@ -165,12 +173,13 @@ __device__ __forceinline__ void scale_stages(Sm90Shared<C>& shared, const char* 
   }
 }
 
-template <class C, class T, bool kArgmax, bool kNormalize>
+template <class C, class T, bool kArgmax, Columns kColumns>
 __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     sm90_forward(const __grid_constant__ Sm90Args args, const __grid_constant__ CUtensorMap query_map,
                  const __grid_constant__ CUtensorMap document_map, const __grid_constant__ CUtensorMap tail_map) {
   extern __shared__ char dynamic[];
   __shared__ Sm90Shared<C> shared;
+  static_assert(!kStored<T> || C::kAtoms == 1, "stored features fill no more than a row of 128 bytes");
   static_assert((C::kSharedBytes + sizeof(Sm90Shared<C>) + 1024) * C::kPerSm <= 228 * 1024, "what a block can have");
   char* queries = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(dynamic) + 1023) & ~uintptr_t{1023});
   char* tiles = queries + C::kQueryBuffers * C::kQueryBytes;
@@ -181,7 +190,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
   }
   // The producer starts on the barriers that it made; the others wait until they are there.
   constexpr int kProducerThread = C::kGroups * 128 + kProducerWarp * 32;
-  if (threadIdx.x == kProducerThread) shared.init(args.tma);
+  if (threadIdx.x == kProducerThread) shared.init(args.tma, kStored<T>);
   __syncwarp();
   if (args.tma && group == C::kGroups && warp == kProducerWarp)
     asm volatile("bar.arrive 1, %0;" ::"n"(C::kThreads) : "memory");
@@ -189,21 +198,21 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     asm volatile("bar.sync 1, %0;" ::"n"(C::kThreads) : "memory");
   if (group < C::kGroups) {
     if (C::kMathRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::kMathRegisters));
-    Sm90Consumer<C, T, kArgmax, kNormalize>{
-        args, shared, ptx::shared_address(queries), ptx::shared_address(tiles), group, warp, lane}
+    Sm90Consumer<C, T, kArgmax, kColumns>{args, shared, ptx::shared_address(queries), ptx::shared_address(tiles), group,
+                                          warp, lane}
         .run();
     return;
   }
   if (C::kMathRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(C::kOtherRegisters));
   if (warp == kFinisherWarp) {
-    Sm90Finisher<C, kArgmax, kNormalize>{args, shared, lane}.run();
+    Sm90Finisher<C, T, kArgmax, kColumns>{args, shared, lane}.run();
   } else if (warp == kProducerWarp || !args.tma) {
     const Sm90Maps maps{query_map, document_map, tail_map};
     if (args.dense)
-      Sm90DenseProducer<C>(args, maps, shared, queries, tiles, warp, lane).run();
+      Sm90DenseProducer<C, T, kColumns>(args, maps, shared, queries, tiles, warp, lane).run();
     else
-      Sm90Producer<C, T, kNormalize>(args, maps, shared, queries, tiles, warp, lane).run();
-  } else if (kNormalize) {
+      Sm90Producer<C, T, kColumns>(args, maps, shared, queries, tiles, warp, lane).run();
+  } else if constexpr (kColumns == Columns::norms) {
     scale_stages<C, T>(shared, queries, tiles, threadIdx.x % 128 - 64);
   }
 }

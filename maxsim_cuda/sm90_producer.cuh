@@ -2,29 +2,34 @@
 // shared memory.
 #pragma once
 
+#include <type_traits>
+
 #include "sm90_feed.cuh"
 
 namespace maxsim {
 namespace cuda {
 
 // Rows by ordinary loads, for tensors that no tensor map describes. One thread moves a 16-byte chunk at a time.
+template <class Bits>
 __device__ __forceinline__ void copy_chunk(char* shared, const Segments& side, int64_t row_element, int chunk,
                                            bool inside) {
+  constexpr int kCount = 16 / sizeof(Bits);
   uint4 value = make_uint4(0, 0, 0, 0);
-  const uint16_t* source = static_cast<const uint16_t*>(side.data) + row_element + chunk * 8 * side.feature_stride;
+  const Bits* source = static_cast<const Bits*>(side.data) + row_element + chunk * kCount * side.feature_stride;
   if (inside) {
-    uint16_t* part = reinterpret_cast<uint16_t*>(&value);
+    Bits* part = reinterpret_cast<Bits*>(&value);
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
-      if (chunk * 8 + i < side.dim) part[i] = source[i * side.feature_stride];
+    for (int i = 0; i < kCount; ++i)
+      if (chunk * kCount + i < side.dim) part[i] = source[i * side.feature_stride];
   }
   *reinterpret_cast<uint4*>(shared) = value;
 }
 
 // The producer warp drives the copy engine alone; without tensor maps the loader warps run this too.
-template <class C, class T, bool kNormalize>
-struct Sm90Producer : Sm90Feed<C> {
-  using Sm90Feed<C>::Sm90Feed;
+template <class C, class T, Columns kColumns>
+struct Sm90Producer : Sm90Feed<C, T, kColumns> {
+  using Sm90Feed<C, T, kColumns>::Sm90Feed;
+  using Bits = std::conditional_t<kStored<T>, uint8_t, uint16_t>;
 
   __device__ __forceinline__ int loader() const {
     return this->lane + (this->warp == kProducerWarp ? 0 : (this->warp - kFinisherWarp) * 32);
@@ -42,8 +47,7 @@ struct Sm90Producer : Sm90Feed<C> {
         resident = key;
       }
     }
-    this->acquire();
-    this->publish(StageInfo::kEnd, 0, 0, 0);
+    this->end();
   }
 
   __device__ __forceinline__ void load_queries(bool cross, int64_t group, int part) {
@@ -67,15 +71,18 @@ struct Sm90Producer : Sm90Feed<C> {
       const uint32_t kept = __shfl_sync(~0u, info.kept, b);
       for (int i = loader(); kept && i < kBlockTokens * C::kAtoms * 8; i += kLoaderThreads) {
         const int token = i / (C::kAtoms * 8), chunk = i % (C::kAtoms * 8), row = block_row<C>(b, token);
-        copy_chunk(to + row / 64 * 64 * C::kAtoms * 128 + swizzled(64, row % 64, chunk), side,
-                   begin + token * side.token_stride, chunk, kept >> token & 1);
+        copy_chunk<Bits>(to + row / 64 * 64 * C::kAtoms * 128 + swizzled(64, row % 64, chunk), side,
+                         begin + token * side.token_stride, chunk, kept >> token & 1);
       }
     }
     ptx::fence_async_proxy();
-    if (kNormalize) {
+    if constexpr (kColumns == Columns::norms) {
       sync_loaders();
       for (int row = loader(); row < C::kRows; row += kLoaderThreads)
         this->shared.row_scale[buffer][row] = inverse_norm_of<C, T>(to + row / 64 * 64 * C::kAtoms * 128, 64, row % 64);
+    }
+    if constexpr (kStored<T>) {
+      if (this->warp == kProducerWarp) this->fetch_row_factors(info);
     }
     ptx::mbarrier_arrive(&this->shared.queries_full[buffer]);
   }
@@ -130,11 +137,18 @@ struct Sm90Producer : Sm90Feed<C> {
     char* tile = this->tile();
     for (int i = loader(); i < C::N * C::kAtoms * 8; i += kLoaderThreads) {
       const int row = i / (C::kAtoms * 8), chunk = i % (C::kAtoms * 8);
-      copy_chunk(tile + swizzled(C::N, row, chunk), side, unit.document.begin + (first + row) * side.token_stride,
-                 chunk, row < rows);
+      copy_chunk<Bits>(tile + swizzled(C::N, row, chunk), side, unit.document.begin + (first + row) * side.token_stride,
+                       chunk, row < rows);
     }
     ptx::fence_async_proxy();
-    if (kNormalize) {
+    if constexpr (kColumns == Columns::given) {
+      const TokenFactor& scale = side.scale;
+      const float* from = side.factors(scale, unit.outer * side.inner + unit.inner);
+      const int64_t base = unit.document.first_row * side.packed() + first;
+      for (int row = loader(); row < rows; row += kLoaderThreads)
+        this->shared.token_scale[this->ring.at][row] = Segments::factor(scale, from, base + row);
+    }
+    if constexpr (kColumns == Columns::norms) {
       sync_loaders();  // a row's chunks come from several warps
       for (int row = loader(); row < C::N; row += kLoaderThreads)
         this->shared.token_scale[this->ring.at][row] = inverse_norm_of<C, T>(tile, C::N, row);

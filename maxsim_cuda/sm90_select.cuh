@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <type_traits>
 
 #include "check.h"
 #include "launch.h"
@@ -26,25 +27,29 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
   return found;
 }
 
+template <class T>
+constexpr CUtensorMapDataType kMapType = kStored<T>                  ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                                         : std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                                     : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+
 // A [dim, rows, inner, outer] view of one side. False where alignment or strides do not allow a tensor map.
+template <class T>
 bool describe(const Segments& side, int box_rows, CUtensorMap* map) {
   if (side.feature_stride != 1 || reinterpret_cast<uintptr_t>(side.data) % 16) return false;
   const int64_t outer = side.packed() ? 1 : side.count / side.inner;
   const cuuint64_t sizes[4] = {
       static_cast<cuuint64_t>(side.dim), static_cast<cuuint64_t>(std::max<int64_t>(side.extent, 1)),
       static_cast<cuuint64_t>(side.packed() ? 1 : side.inner), static_cast<cuuint64_t>(std::max<int64_t>(outer, 1))};
-  cuuint64_t strides[3] = {static_cast<cuuint64_t>(side.token_stride) * 2,
-                           static_cast<cuuint64_t>(side.segment_stride.inner) * 2,
-                           static_cast<cuuint64_t>(side.segment_stride.outer) * 2};
+  cuuint64_t strides[3] = {static_cast<cuuint64_t>(side.token_stride) * sizeof(T),
+                           static_cast<cuuint64_t>(side.segment_stride.inner) * sizeof(T),
+                           static_cast<cuuint64_t>(side.segment_stride.outer) * sizeof(T)};
   for (int i = 0; i < 3; ++i) {
     if (sizes[i + 1] == 1) strides[i] = 16;  // never stepped along
     if (strides[i] % 16 || strides[i] >> 40) return false;
   }
-  const cuuint32_t box[4] = {kAtom, static_cast<cuuint32_t>(box_rows), 1, 1}, step[4] = {1, 1, 1, 1};
-  const CUtensorMapDataType type =
-      side.dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  return encoder()(map, type, 4, const_cast<void*>(side.data), sizes, strides, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                   CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+  const cuuint32_t box[4] = {kAtom<T>, static_cast<cuuint32_t>(box_rows), 1, 1}, step[4] = {1, 1, 1, 1};
+  return encoder()(map, kMapType<T>, 4, const_cast<void*>(side.data), sizes, strides, box, step,
+                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
@@ -55,9 +60,9 @@ bool dense(const Problem& problem) {
   return problem.pairing != Pairing::list && plain(problem.queries) && plain(problem.documents);
 }
 
-template <class C, class T, bool kArgmax, bool kNormalize>
+template <class C, class T, bool kArgmax, Columns kColumns>
 void launch(const ForwardArgs& args, cudaStream_t stream) {
-  const auto kernel = sm90_forward<C, T, kArgmax, kNormalize>;
+  const auto kernel = sm90_forward<C, T, kArgmax, kColumns>;
   static std::atomic<bool> ready[kDevices];  // a kernel's attributes belong to a device
   if (std::atomic<bool>& done = ready[current_device().index]; !done) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
@@ -66,8 +71,9 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   }
   CUtensorMap query_map{}, document_map{}, tail_map{};
   Sm90Args mapped{args};
-  mapped.tma = describe(args.problem.queries, C::kQueryBoxRows, &query_map) &&
-               describe(args.problem.documents, C::N, &document_map) && describe(args.problem.documents, 8, &tail_map);
+  mapped.tma = describe<T>(args.problem.queries, C::kQueryBoxRows, &query_map) &&
+               describe<T>(args.problem.documents, C::N, &document_map) &&
+               describe<T>(args.problem.documents, 8, &tail_map);
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
   // A short stream that is read once leaves L2 to others: their dirty lines need not be written back to make room. A
@@ -75,7 +81,7 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   const Segments& documents = args.problem.documents;
   const int64_t rows = documents.packed() ? documents.extent : documents.count * documents.extent;
   mapped.pass_through = (args.problem.pairing == Pairing::slab || (cross && units == args.count)) &&
-                        rows * documents.dim * 2 < int64_t{4} * current_device().l2_bytes;
+                        rows * documents.dim * static_cast<int64_t>(sizeof(T)) < int64_t{4} * current_device().l2_bytes;
   mapped.dense = mapped.tma && units < INT32_MAX && dense(args.problem);
   mapped.dense_units = static_cast<uint32_t>(units);
   // As few blocks as share the work as evenly: none is left with a last unit of its own.
@@ -93,43 +99,54 @@ bool wastes_less(int64_t length) {
   return cost(kFirst) < cost(kSecond);
 }
 
-template <int kAtoms, class T, bool kArgmax, bool kNormalize>
+template <int kAtoms, class T, bool kArgmax, Columns kColumns>
 void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
   const Segments& documents = args.problem.documents;
   const int64_t blocks = blocks_per_document(args);
   const int64_t length =
       documents.packed() ? ceil_div(documents.extent, std::max<int64_t>(documents.count, 1)) : documents.extent;
   if (blocks <= 2) {
-    if constexpr (!kArgmax && !kNormalize && kAtoms == 2)
-      if (args.count >= 32 * current_device().sms)
-        return launch<Sm90Long<kAtoms>, T, kArgmax, kNormalize>(args, stream);
-    return launch<Sm90Lean<kAtoms>, T, kArgmax, kNormalize>(args, stream);
+    if constexpr (!kArgmax && kColumns == Columns::plain && kAtoms == 2)
+      if (args.count >= 32 * current_device().sms) return launch<Sm90Long<kAtoms>, T, kArgmax, kColumns>(args, stream);
+    return launch<Sm90Lean<kAtoms>, T, kArgmax, kColumns>(args, stream);
   }
   if (blocks <= 4) {
-    if (wastes_less<112, 128>(length)) return launch<Sm90Middle<kAtoms, 112>, T, kArgmax, kNormalize>(args, stream);
-    return launch<Sm90Middle<kAtoms, 128>, T, kArgmax, kNormalize>(args, stream);
+    if (wastes_less<112, 128>(length)) return launch<Sm90Middle<kAtoms, 112>, T, kArgmax, kColumns>(args, stream);
+    return launch<Sm90Middle<kAtoms, 128>, T, kArgmax, kColumns>(args, stream);
   }
-  if constexpr (kArgmax || kNormalize) {
-    if (wastes_less<104, 128>(length)) return launch<Sm90Paired<kAtoms, 104>, T, kArgmax, kNormalize>(args, stream);
-    launch<Sm90Paired<kAtoms, 128>, T, kArgmax, kNormalize>(args, stream);
+  if constexpr (kArgmax || kColumns != Columns::plain) {
+    constexpr int kNarrow = std::is_same_v<T, int8_t> ? 112 : 104;
+    if (wastes_less<kNarrow, 128>(length))
+      return launch<Sm90Paired<kAtoms, kNarrow>, T, kArgmax, kColumns>(args, stream);
+    launch<Sm90Paired<kAtoms, 128>, T, kArgmax, kColumns>(args, stream);
   } else {
-    launch<Sm90Wide<kAtoms>, T, kArgmax, kNormalize>(args, stream);
+    launch<Sm90Wide<kAtoms, T>, T, kArgmax, kColumns>(args, stream);
   }
 }
 
-template <int kAtoms, class T>
+template <int kAtoms, class T, Columns kColumns>
 void launch_form(const ForwardArgs& args, cudaStream_t stream) {
-  if (args.argmax)
-    args.problem.normalize ? launch_shape<kAtoms, T, true, true>(args, stream)
-                           : launch_shape<kAtoms, T, true, false>(args, stream);
-  else
-    args.problem.normalize ? launch_shape<kAtoms, T, false, true>(args, stream)
-                           : launch_shape<kAtoms, T, false, false>(args, stream);
+  args.argmax ? launch_shape<kAtoms, T, true, kColumns>(args, stream)
+              : launch_shape<kAtoms, T, false, kColumns>(args, stream);
+}
+
+template <int kAtoms, class T>
+void select_norms(const ForwardArgs& args, cudaStream_t stream) {
+  args.problem.normalize ? launch_form<kAtoms, T, Columns::norms>(args, stream)
+                         : launch_form<kAtoms, T, Columns::plain>(args, stream);
 }
 
 template <class T>
 void select_dim(const ForwardArgs& args, cudaStream_t stream) {
-  args.problem.queries.dim <= kAtom ? launch_form<1, T>(args, stream) : launch_form<2, T>(args, stream);
+  args.problem.queries.dim <= kAtom<T> ? select_norms<1, T>(args, stream) : select_norms<2, T>(args, stream);
+}
+
+// A factor that all documents share can wait for the maximum.
+template <class T>
+void select_stored(const ForwardArgs& args, cudaStream_t stream) {
+  const TokenFactor& scale = args.problem.documents.scale;
+  const bool one = !scale || !(scale.block_stride || scale.segment_stride.outer || scale.segment_stride.inner);
+  one ? launch_form<1, T, Columns::plain>(args, stream) : launch_form<1, T, Columns::given>(args, stream);
 }
 
 }  // namespace

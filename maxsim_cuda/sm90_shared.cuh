@@ -35,16 +35,17 @@ struct Sm90Shared {
   alignas(16) float maxima[kFinished][C::kRows];  // [block][token]
   int32_t winners[kFinished][C::kRows];
 
-  __device__ __forceinline__ void init(bool tma) {
+  // `stored`: factors of tokens are fetched beside them.
+  __device__ __forceinline__ void init(bool tma, bool stored) {
     // Where all lanes of a warp wrote or read, all of them arrive.
     const int loaders = tma ? 1 : 1 + kLoaderWarps;
     for (int i = 0; i < C::kStages; ++i) {
       ptx::mbarrier_init(&full[i], loaders);
       ptx::mbarrier_init(&empty[i], C::kGroups * 4);
-      ptx::mbarrier_init(&scaled[i], kScaleThreads);
+      ptx::mbarrier_init(&scaled[i], stored ? 32 : kScaleThreads);
     }
     for (int i = 0; i < C::kQueryBuffers; ++i) {
-      ptx::mbarrier_init(&queries_full[i], loaders * 32);
+      ptx::mbarrier_init(&queries_full[i], (loaders + stored) * 32);
       ptx::mbarrier_init(&queries_empty[i], (C::kGroups * 4 + 1) * 32);  // and the finisher
     }
     for (int i = 0; i < kFinished; ++i) {

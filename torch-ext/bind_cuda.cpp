@@ -10,7 +10,7 @@
 #include <stdexcept>
 
 #include "../maxsim_cuda/launch.h"
-#include "torch_binding.h"
+#include "bind_cuda.h"
 
 namespace maxsim {
 namespace {
@@ -47,8 +47,10 @@ SortedIds sort_ids(const Tensor& ids) {
   return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
 }
 
-void run_forward(const BoundProblem& bound, int64_t path, bool allow_tf32, const Tensor& on, Tensor& scores,
-                 Tensor* argmax) {
+}  // namespace
+
+void run_forward_cuda(const BoundProblem& bound, int64_t path, bool allow_tf32, const Tensor& on, Tensor& scores,
+                      Tensor* argmax) {
   const Launch launch(on);
   const auto cuda_path = static_cast<cuda::Path>(path);
   const int64_t bytes = cuda::forward_workspace(bound.problem, cuda_path);
@@ -59,12 +61,10 @@ void run_forward(const BoundProblem& bound, int64_t path, bool allow_tf32, const
                 bytes ? workspace.mutable_data_ptr() : nullptr, launch.stream);
 }
 
-}  // namespace
-
 Tensor forward_cuda(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path, bool allow_tf32) {
   const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, kNoArgmax);
   Tensor scores = new_scores(bound, queries);
-  run_forward(bound, path, allow_tf32, queries, scores, nullptr);
+  run_forward_cuda(bound, path, allow_tf32, queries, scores, nullptr);
   return scores;
 }
 
@@ -73,7 +73,7 @@ std::tuple<Tensor, Tensor> forward_argmax_cuda(MAXSIM_PROBLEM_PARAMETERS, bool n
                                                int64_t /*backward_mode*/) {
   const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, argmax_width);
   Tensor scores = new_scores(bound, queries), argmax = new_argmax(bound, queries);
-  run_forward(bound, path, allow_tf32, queries, scores, &argmax);
+  run_forward_cuda(bound, path, allow_tf32, queries, scores, &argmax);
   return {scores, argmax};
 }
 

@@ -43,8 +43,8 @@ std::tuple<Tensor, Tensor> run(const BoundProblem& bound, const Tensor& queries,
   return {scores, argmax};
 }
 
-// A factor as the kernel reads it, one for each token: `tokens` is contiguous, [Nd, Ld, d] or [T, d].
-Tensor by_token(const MaybeTensor& factor, const Tensor& tokens, int64_t block) {
+// A factor as the kernel reads it, one for each token.
+Tensor by_token(const MaybeTensor& factor, int64_t block) {
   require(factor.has_value() && factor->dim() > 0 && block == 1,
           "MPS tensors take document_scale and document_minimum with one entry for each token");
   return torch::stable::contiguous(*factor);
@@ -89,9 +89,8 @@ std::tuple<Tensor, Tensor> quantised_forward_mps(MAXSIM_QUANTISED_PARAMETERS) {
   BoundProblem bound = bind_quantised(MAXSIM_QUANTISED_ARGUMENTS);
   require(argmax_width < 0 || argmax_width == queries.size(1), "argmax_width must be the length of the queries");
   const Tensor bytes = torch::stable::contiguous(documents);
-  const Tensor table = by_token(document_scale, bytes, document_block);
-  const MaybeTensor second =
-      document_minimum ? MaybeTensor(by_token(document_minimum, bytes, document_block)) : MaybeTensor();
+  const Tensor table = by_token(document_scale, document_block);
+  const MaybeTensor second = document_minimum ? MaybeTensor(by_token(document_minimum, document_block)) : MaybeTensor();
   Compression compression;
   compression.format = Format::bytes;
   compression.params = {queries.size(2), 0, 8, false, is_signed, second.has_value(), Element::f32, Element::f32};

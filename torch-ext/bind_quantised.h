@@ -18,6 +18,9 @@ BoundProblem bind_quantised(const ProblemArguments& arguments, const MaybeTensor
                             const MaybeTensor& document_scale, const MaybeTensor& document_minimum, int64_t query_block,
                             int64_t document_block, double empty_score, int64_t argmax_width);
 
+// The op on CUDA tensors; those of other devices are registered where they are defined.
+std::tuple<Tensor, Tensor> quantised_forward_cuda(MAXSIM_QUANTISED_PARAMETERS);
+
 // The argmax of a bound problem, [0] where it asks for none.
 Tensor new_argmax_or_nothing(const BoundProblem& bound, const Tensor& like);
 

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "bind_quantised.h"
 #include "registration.h"
 
 namespace {
@@ -56,6 +57,9 @@ STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CompositeExplicitAutograd
 MAXSIM_REGISTER(CPU, cpu)
 #if defined(CUDA_KERNEL)
 MAXSIM_REGISTER(CUDA, cuda)
+STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CUDA, ops) {
+  ops.impl("quantised_forward", TORCH_BOX(&maxsim::quantised_forward_cuda));
+}
 #elif defined(METAL_KERNEL)
 MAXSIM_REGISTER(MPS, mps)
 #endif

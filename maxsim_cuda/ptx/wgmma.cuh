@@ -1,8 +1,9 @@
-// Warpgroup matrix products: 64 query rows by N document rows by 16 features, fp32 accumulators in registers.
+// Warpgroup matrix products: 64 query rows by N document rows by 32 bytes of features, accumulators in registers.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include "mbarrier.cuh"
 
@@ -27,36 +28,53 @@ __device__ __forceinline__ void wgmma_settled(float (&c)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(c[i])::"memory");
 }
+template <int kCount>
+__device__ __forceinline__ void wgmma_settled(int32_t (&c)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(c[i])::"memory");
+}
 
 template <class T, int N>
 struct Wgmma;
 
 // Operand lists, four accumulators a step: the instruction names every register.
-#define MAXSIM_ACC4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
+#define MAXSIM_ACC4(r, i) "+" r(c[i]), "+" r(c[i + 1]), "+" r(c[i + 2]), "+" r(c[i + 3])
 
-#define MAXSIM_WGMMA(type, name, N, registers, a, b, accumulate, ...)                                            \
-  template <>                                                                                                    \
-  struct Wgmma<type, N> {                                                                                        \
-    static __device__ __forceinline__ void run(float (&c)[N / 2], uint64_t query, uint64_t document, int add) {  \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " accumulate                                                \
-                   ", 0;\n"                                                                                      \
-                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." name "." name " {" registers "}, " a ", " b \
-                   ", p, 1, 1, 0, 0;\n}\n"                                                                       \
-                   : __VA_ARGS__                                                                                 \
-                   : "l"(query), "l"(document), "r"(add));                                                       \
-    }                                                                                                            \
+// `kind` is features, accumulators and operands; `signs` the immediates behind the predicate, which differ by type.
+#define MAXSIM_WGMMA(type, accumulator, kind, signs, N, registers, a, b, accumulate, ...)                             \
+  template <>                                                                                                         \
+  struct Wgmma<type, N> {                                                                                             \
+    using Accumulator = accumulator;                                                                                  \
+    static __device__ __forceinline__ void run(accumulator (&c)[N / 2], uint64_t query, uint64_t document, int add) { \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " accumulate                                                     \
+                   ", 0;\n"                                                                                           \
+                   "wgmma.mma_async.sync.aligned.m64n" #N kind " {" registers "}, " a ", " b ", p" signs ";\n}\n"     \
+                   : __VA_ARGS__                                                                                      \
+                   : "l"(query), "l"(document), "r"(add));                                                            \
+    }                                                                                                                 \
   };
-#define MAXSIM_WGMMA_BOTH(N, registers, a, b, accumulate, ...)                     \
-  MAXSIM_WGMMA(__nv_bfloat16, "bf16", N, registers, a, b, accumulate, __VA_ARGS__) \
-  MAXSIM_WGMMA(__half, "f16", N, registers, a, b, accumulate, __VA_ARGS__)
+#define MAXSIM_WGMMA_FLOATS(N, registers, a, b, accumulate, accumulators)                                              \
+  MAXSIM_WGMMA(__nv_bfloat16, float, "k16.f32.bf16.bf16", ", 1, 1, 0, 0", N, registers, a, b, accumulate,              \
+               accumulators("f"))                                                                                      \
+  MAXSIM_WGMMA(__half, float, "k16.f32.f16.f16", ", 1, 1, 0, 0", N, registers, a, b, accumulate, accumulators("f"))    \
+  MAXSIM_WGMMA(__nv_fp8_e4m3, float, "k32.f32.e4m3.e4m3", ", 1, 1", N, registers, a, b, accumulate, accumulators("f")) \
+  MAXSIM_WGMMA(__nv_fp8_e5m2, float, "k32.f32.e5m2.e5m2", ", 1, 1", N, registers, a, b, accumulate, accumulators("f"))
+// Integers have no width of 104.
+#define MAXSIM_WGMMA_ALL(N, registers, a, b, accumulate, accumulators) \
+  MAXSIM_WGMMA_FLOATS(N, registers, a, b, accumulate, accumulators)    \
+  MAXSIM_WGMMA(int8_t, int32_t, "k32.s32.s8.s8", "", N, registers, a, b, accumulate, accumulators("r"))
 
 #define MAXSIM_REGS_32                                                     \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define MAXSIM_REGS_52 \
+#define MAXSIM_REGS_48 \
   MAXSIM_REGS_32       \
   ", "                 \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51"
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define MAXSIM_REGS_52 \
+  MAXSIM_REGS_48       \
+  ", "                 \
+  "%48, %49, %50, %51"
 #define MAXSIM_REGS_56 \
   MAXSIM_REGS_52       \
   ", "                 \
@@ -65,23 +83,28 @@ struct Wgmma;
   MAXSIM_REGS_56       \
   ", "                 \
   "%56, %57, %58, %59, %60, %61, %62, %63"
-#define MAXSIM_ACCS_32                                                                                                \
-  MAXSIM_ACC4(0), MAXSIM_ACC4(4), MAXSIM_ACC4(8), MAXSIM_ACC4(12), MAXSIM_ACC4(16), MAXSIM_ACC4(20), MAXSIM_ACC4(24), \
-      MAXSIM_ACC4(28)
-#define MAXSIM_ACCS_52 \
-  MAXSIM_ACCS_32, MAXSIM_ACC4(32), MAXSIM_ACC4(36), MAXSIM_ACC4(40), MAXSIM_ACC4(44), MAXSIM_ACC4(48)
-#define MAXSIM_ACCS_56 MAXSIM_ACCS_52, MAXSIM_ACC4(52)
-#define MAXSIM_ACCS_64 MAXSIM_ACCS_56, MAXSIM_ACC4(56), MAXSIM_ACC4(60)
+#define MAXSIM_ACCS_32(r)                                                                                              \
+  MAXSIM_ACC4(r, 0), MAXSIM_ACC4(r, 4), MAXSIM_ACC4(r, 8), MAXSIM_ACC4(r, 12), MAXSIM_ACC4(r, 16), MAXSIM_ACC4(r, 20), \
+      MAXSIM_ACC4(r, 24), MAXSIM_ACC4(r, 28)
+#define MAXSIM_ACCS_48(r) \
+  MAXSIM_ACCS_32(r), MAXSIM_ACC4(r, 32), MAXSIM_ACC4(r, 36), MAXSIM_ACC4(r, 40), MAXSIM_ACC4(r, 44)
+#define MAXSIM_ACCS_52(r) MAXSIM_ACCS_48(r), MAXSIM_ACC4(r, 48)
+#define MAXSIM_ACCS_56(r) MAXSIM_ACCS_52(r), MAXSIM_ACC4(r, 52)
+#define MAXSIM_ACCS_64(r) MAXSIM_ACCS_56(r), MAXSIM_ACC4(r, 56), MAXSIM_ACC4(r, 60)
 
-MAXSIM_WGMMA_BOTH(64, MAXSIM_REGS_32, "%32", "%33", "%34", MAXSIM_ACCS_32)
-MAXSIM_WGMMA_BOTH(104, MAXSIM_REGS_52, "%52", "%53", "%54", MAXSIM_ACCS_52)
-MAXSIM_WGMMA_BOTH(112, MAXSIM_REGS_56, "%56", "%57", "%58", MAXSIM_ACCS_56)
-MAXSIM_WGMMA_BOTH(128, MAXSIM_REGS_64, "%64", "%65", "%66", MAXSIM_ACCS_64)
+MAXSIM_WGMMA_FLOATS(64, MAXSIM_REGS_32, "%32", "%33", "%34", MAXSIM_ACCS_32)
+MAXSIM_WGMMA(int8_t, int32_t, "k32.s32.s8.s8", "", 96, MAXSIM_REGS_48, "%48", "%49", "%50", MAXSIM_ACCS_48("r"))
+MAXSIM_WGMMA_FLOATS(104, MAXSIM_REGS_52, "%52", "%53", "%54", MAXSIM_ACCS_52)
+MAXSIM_WGMMA_ALL(112, MAXSIM_REGS_56, "%56", "%57", "%58", MAXSIM_ACCS_56)
+MAXSIM_WGMMA_ALL(128, MAXSIM_REGS_64, "%64", "%65", "%66", MAXSIM_ACCS_64)
 
 #undef MAXSIM_ACC4
 #undef MAXSIM_WGMMA
-#undef MAXSIM_WGMMA_BOTH
+#undef MAXSIM_WGMMA_FLOATS
+#undef MAXSIM_WGMMA_ALL
 #undef MAXSIM_REGS_32
+#undef MAXSIM_REGS_48
+#undef MAXSIM_ACCS_48
 #undef MAXSIM_REGS_52
 #undef MAXSIM_REGS_64
 #undef MAXSIM_REGS_56

@@ -23,7 +23,8 @@ def tokens(
     if tensor.dtype not in dtypes:
         hint = "; maxsim.reference takes float64" if tensor.dtype is torch.float64 else ""
         *others, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise TypeError(f"{name} must be {', '.join(others)} or {last}; got {tensor.dtype}{hint}")
+        allowed = f"{', '.join(others)} or {last}" if others else last
+        raise TypeError(f"{name} must be {allowed}; got {tensor.dtype}{hint}")
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense strided tensor; got layout {tensor.layout}")
 
