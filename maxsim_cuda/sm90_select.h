@@ -14,8 +14,8 @@ struct ForwardArgs;
 // alone, so that a pair takes the same path in every layout.
 inline bool sm90_takes(const Problem& problem) {
   const DType type = problem.queries.dtype;
-  const bool multiplied = type == DType::f16 || type == DType::bf16 || type == DType::e4m3 || type == DType::e5m2 ||
-                          type == DType::s8;
+  const bool multiplied =
+      type == DType::f16 || type == DType::bf16 || type == DType::e4m3 || type == DType::e5m2 || type == DType::s8;
   return type == problem.documents.dtype && multiplied && problem.queries.dim <= 128;
 }
 

@@ -74,7 +74,8 @@ def test_keywords_are_the_peers_and_more(maxsim, name):
 def test_everything_public_is_listed(maxsim):
     assert sorted(maxsim.__all__) == maxsim.__all__
     functions = {name for name, value in vars(maxsim).items() if inspect.isfunction(value)}
-    modules = {"distributed", "fused_head", "integrations", "layers", "paths", "reference"}
+    modules = {"binary", "distributed", "fp8", "fused_head", "int8", "integrations", "layers", "paths", "plaid"}
+    modules |= {"quantised", "reference"}
     assert functions | {"Explanation", "MaxSimScorer"} | modules == set(maxsim.__all__)
     assert all(getattr(maxsim, name).__doc__ for name in maxsim.__all__)
 
