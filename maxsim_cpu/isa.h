@@ -25,6 +25,26 @@ struct PanelTask {
   int32_t* winner;  // [panel_count][lanes] token of that max, updated; or null
 };
 
+// The same panels and rows under a soft maximum. With s a similarity, scaled by its row, x = s * factor is its
+// logarithm to base 2, in units of the temperature; `factor` also scales the lane.
+struct SoftTask {
+  PanelTask tokens;     // `best` is the greatest x so far, updated, and finite at first; `winner` is unused
+  const float* factor;  // [panel_count][lanes]
+  float* total;         // [panel_count][lanes] sum of 2^(x - best), updated
+};
+
+// Adds, to the gradient of each lane's token, every row's, weighted by 2^(x - lane_log - row_log) * lane_weight *
+// row_weight. The logarithms are finite.
+struct SoftGradientTask {
+  PanelTask tokens;  // fp32 words; `best` and `winner` are unused
+  const float* factor;
+  const float* lane_log;
+  const float* lane_weight;
+  const float* row_log;  // per row
+  const float* row_weight;
+  float* gradient;  // [panel_count][words][lanes], updated
+};
+
 struct Isa {
   Path path;
   int lanes;
@@ -40,6 +60,8 @@ struct Isa {
   // row[k] += table[bucket of feature k]: 8 / nbits buckets a byte, lowest bits first. The table has 256 entries, the
   // 2 ** nbits weights over and over.
   void (*add_buckets)(const uint8_t* packed, int32_t nbits, const float* table, int64_t dim, float* row);
+  void (*soft_score)(const SoftTask&);
+  void (*soft_gradient)(const SoftGradientTask&);
 };
 
 extern const Isa portable_isa;

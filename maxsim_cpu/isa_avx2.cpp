@@ -15,7 +15,7 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
-#include "kernels.h"
+#include "make_isa.h"
 
 namespace maxsim {
 namespace cpu {
@@ -48,6 +48,10 @@ struct Avx2 {
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F power_of_two(F n) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_castps_si256(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+  }
   static Mask unordered(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_UNORD_Q); }
   static Mask greater(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
   static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }

@@ -1,6 +1,9 @@
 // AVX-512 for fp32 words: fp32, fp16 and mixed inputs, and bf16 where the CPU has no bf16 dot product.
 #if defined(__x86_64__)
 
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"  // of GCC 12's own _mm512_undefined_ps (its bug 105593)
+#endif
 #include <immintrin.h>
 
 #include <cstdint>
@@ -17,7 +20,7 @@
 #endif
 
 #include "isa_avx512.h"
-#include "kernels.h"
+#include "make_isa.h"
 
 namespace maxsim {
 namespace cpu {

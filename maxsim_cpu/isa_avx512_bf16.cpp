@@ -1,6 +1,9 @@
 // AVX-512 with bf16 dot products: two features a multiply-add, fp32 accumulation, bf16 rows read in place.
 #if defined(__x86_64__)
 
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"  // of GCC 12's own _mm512_undefined_ps (its bug 105593)
+#endif
 #include <immintrin.h>
 
 #include <cstdint>
@@ -17,7 +20,7 @@
 #endif
 
 #include "isa_avx512.h"
-#include "kernels.h"
+#include "make_isa.h"
 
 namespace maxsim {
 namespace cpu {

@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "isa.h"
-#include "kernels.h"
+#include "make_isa.h"
 
 namespace maxsim {
 namespace cpu {
@@ -36,6 +36,9 @@ struct Neon {
   static F mul(F a, F b) { return vmulq_f32(a, b); }
   // Second operand when unordered, as the x86 max does; vmaxq would return NaN, which the running max also allows.
   static F max(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+  static F power_of_two(F n) {
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vreinterpretq_s32_f32(n), vdupq_n_s32(127)), 23));
+  }
   static Mask unordered(F a, F b) { return vmvnq_u32(vandq_u32(vceqq_f32(a, a), vceqq_f32(b, b))); }
   static Mask greater(F a, F b) { return vcgtq_f32(a, b); }
   static Mask either(Mask a, Mask b) { return vorrq_u32(a, b); }

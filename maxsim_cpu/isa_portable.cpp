@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "isa.h"
-#include "kernels.h"
+#include "make_isa.h"
 
 namespace maxsim {
 namespace cpu {
@@ -81,6 +81,16 @@ struct Portable {
   static F fma(const F& a, const F& b, const F& c) { MAXSIM_EACH_LANE(F, a.v[l] * b.v[l] + c.v[l]); }
   static F mul(const F& a, const F& b) { MAXSIM_EACH_LANE(F, a.v[l] * b.v[l]); }
   static F max(const F& a, const F& b) { MAXSIM_EACH_LANE(F, a.v[l] > b.v[l] ? a.v[l] : b.v[l]); }
+  static F power_of_two(const F& n) {
+    F out;
+    for (int l = 0; l < lanes; ++l) {
+      uint32_t bits;
+      std::memcpy(&bits, &n.v[l], 4);
+      bits = (bits + 127u) << 23;
+      std::memcpy(&out.v[l], &bits, 4);
+    }
+    return out;
+  }
   static Mask unordered(const F& a, const F& b) { MAXSIM_EACH_LANE(Mask, a.v[l] != a.v[l] || b.v[l] != b.v[l]); }
   static Mask greater(const F& a, const F& b) { MAXSIM_EACH_LANE(Mask, a.v[l] > b.v[l]); }
   static Mask either(const Mask& a, const Mask& b) { MAXSIM_EACH_LANE(Mask, a.v[l] || b.v[l]); }

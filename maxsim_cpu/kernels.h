@@ -48,14 +48,12 @@ struct Fp32Words {
 
 // P panels meet R rows. Every dot product runs over k in ascending order in one accumulator, whatever P and R are:
 // that is what makes a pair's score independent of its place in the call.
-template <class Simd, class Words, int P, int R, bool kWinner, bool kScale>
-MAXSIM_INLINE_ALWAYS void tile(const PanelTask& t, const uint32_t* panel, int64_t row, typename Simd::F (&best)[P],
-                               typename Simd::I (&winner)[P]) {
-  using F = typename Simd::F;
+template <class Simd, class Words, int P, int R, bool kScale>
+MAXSIM_INLINE_ALWAYS void products(const PanelTask& t, const uint32_t* panel, int64_t row,
+                                   typename Simd::F (&sum)[P][R]) {
   const int64_t panel_words = t.words * Simd::lanes;
   const char* rows = t.rows + row * t.row_stride;
   const int64_t stride = t.row_stride;
-  F sum[P][R];
   MAXSIM_UNROLL
   for (int p = 0; p < P; ++p) {
     MAXSIM_UNROLL
@@ -72,12 +70,22 @@ MAXSIM_INLINE_ALWAYS void tile(const PanelTask& t, const uint32_t* panel, int64_
       for (int p = 0; p < P; ++p) sum[p][r] = Words::multiply_add(q[p], d, sum[p][r]);
     }
   }
-  MAXSIM_UNROLL
-  for (int p = 0; p < P; ++p) {
-    if (kScale) {
+  if (kScale) {
+    MAXSIM_UNROLL
+    for (int p = 0; p < P; ++p) {
       MAXSIM_UNROLL
       for (int r = 0; r < R; ++r) sum[p][r] = Simd::mul(sum[p][r], Simd::broadcast(t.scale[row + r]));
     }
+  }
+}
+
+template <class Simd, class Words, int P, int R, bool kWinner, bool kScale>
+MAXSIM_INLINE_ALWAYS void tile(const PanelTask& t, const uint32_t* panel, int64_t row, typename Simd::F (&best)[P],
+                               typename Simd::I (&winner)[P]) {
+  typename Simd::F sum[P][R];
+  products<Simd, Words, P, R, kScale>(t, panel, row, sum);
+  MAXSIM_UNROLL
+  for (int p = 0; p < P; ++p) {
     typename Simd::Mask nan = Simd::unordered(sum[p][0], sum[p][R - 1]);
     MAXSIM_UNROLL
     for (int r = 1; r < (R + 1) / 2; ++r) nan = Simd::either(nan, Simd::unordered(sum[p][r], sum[p][R - 1 - r]));
@@ -387,12 +395,6 @@ void add_buckets(const uint8_t* packed, int32_t nbits, const float* table, int64
     default:
       return add_buckets_of<Simd, 8>(packed, table, dim, row);
   }
-}
-
-template <class Simd, class Words>
-constexpr Isa make_isa(Path path) {
-  return Isa{path,         Simd::lanes, Words::bf16_pairs, score<Simd, Words>, widen<Simd>, inverse_norms<Simd>,
-             narrow<Simd>, dot<Simd>,   accumulate<Simd>,  add_buckets<Simd>};
 }
 
 }  // namespace
