@@ -45,7 +45,7 @@ def launches(maxsim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[li
     kernels = sys.modules[f"{maxsim.__name__}._kernels"]
     ran: list[str] = []
     with monkeypatch.context() as patch:
-        for name in ("forward", "forward_argmax"):
+        for name in ("forward", "forward_argmax", "soft_forward", "soft_forward_parts"):
             op = getattr(kernels, name)
             patch.setattr(kernels, name, lambda *a, op=op, name=name: ran.append(name) or op(*a))
         yield ran

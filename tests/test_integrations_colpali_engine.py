@@ -73,8 +73,8 @@ def test_losses_agree(maxsim, monkeypatch, name, offset, options):
         got, got_gradients = step()
     maxsim.integrations.unpatch_colpali_engine()
     assert before == []
-    # The positives and the negatives, then the in-batch term; a smooth maximum has no kernel.
-    assert len(ran) == (0 if options.get("use_smooth_max") else 3 if negatives else 1)
+    # The positives and the negatives, then the in-batch term.
+    assert len(ran) == (3 if negatives else 1)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     for mine, theirs in zip(got_gradients, want_gradients, strict=True):
         # To a query's padding all tokens are equally similar: amax shares its gradient out, the kernel takes the first.
@@ -84,7 +84,7 @@ def test_losses_agree(maxsim, monkeypatch, name, offset, options):
 
 
 def test_a_smooth_maximum_in_parts(maxsim, monkeypatch):
-    """The parts change neither value nor gradient, and no part holds more similarities than it may."""
+    """Where it has no kernel: the parts change neither value nor gradient, and none holds more than it may."""
     module = sys.modules[f"{maxsim.__name__}.integrations.colpali_engine"]
     held: list[int] = []
     logsumexp = torch.logsumexp
@@ -95,7 +95,7 @@ def test_a_smooth_maximum_in_parts(maxsim, monkeypatch):
         for budget in (1 << 20, 400):
             monkeypatch.setattr(module, "_SIMILARITIES", budget)
             held.clear()
-            scores = module._smooth_scores(Q, D, 0.1)
+            scores = module._in_parts(Q, D, 0.1)
             results.append((scores, *torch.autograd.grad(scores.square().sum(), (Q, D))))
             assert max(held) <= budget
         assert len(held) > 4

@@ -15,6 +15,7 @@ from .reference import (
     score_contrastive_with_argmax_reference,
     score_pairs_packed_reference,
     score_pairs_packed_with_argmax_reference,
+    soft_maxsim_reference,
 )
 from .retrieval import MaxSimScorer, retrieve, score_ids
 from .scoring import (
@@ -33,6 +34,7 @@ from .scoring import (
     score_pairs_packed_train,
     score_pairs_packed_with_argmax,
 )
+from .soft import soft_maxsim, soft_maxsim_padded
 from .streaming import retrieve_streamed
 
 __all__ = [
@@ -80,4 +82,7 @@ __all__ = [
     "score_pairs_packed_with_argmax",
     "score_pairs_packed_with_argmax_reference",
     "similarity_matrix",
+    "soft_maxsim",
+    "soft_maxsim_padded",
+    "soft_maxsim_reference",
 ]

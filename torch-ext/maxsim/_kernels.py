@@ -11,11 +11,20 @@ forward = ops.forward.default
 forward_argmax = ops.forward_argmax.default
 backward = ops.backward.default
 quantised_forward = ops.quantised_forward.default
+soft_forward = ops.soft_forward.default
+soft_forward_parts = ops.soft_forward_parts.default
+soft_backward = ops.soft_backward.default
 available_paths = ops.available_paths.default
 default_path = ops.default_path.default
 
-DEVICES = frozenset(
-    device
-    for device, key in (("cpu", "CPU"), ("cuda", "CUDA"), ("mps", "MPS"))
-    if torch._C._dispatch_has_kernel_for_dispatch_key(add_op_namespace_prefix("forward"), key)
-)
+
+def _devices(op: str) -> frozenset[str]:
+    return frozenset(
+        device
+        for device, key in (("cpu", "CPU"), ("cuda", "CUDA"), ("mps", "MPS"))
+        if torch._C._dispatch_has_kernel_for_dispatch_key(add_op_namespace_prefix(op), key)
+    )
+
+
+DEVICES = _devices("forward")
+SOFT_DEVICES = _devices("soft_forward")

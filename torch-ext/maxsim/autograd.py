@@ -25,7 +25,7 @@ def transformed() -> bool:
 
 def forward_argmax(*arguments: object) -> tuple[Tensor, Tensor]:
     """The differentiable op, in the form that a trace or an active transform understands, or else the cheapest one."""
-    _refuse_tangents(arguments)
+    refuse_tangents(arguments)
     if torch.compiler.is_compiling():
         return _kernels.forward_argmax(*arguments)
     if transformed():
@@ -35,7 +35,7 @@ def forward_argmax(*arguments: object) -> tuple[Tensor, Tensor]:
 
 def backward(*arguments: object) -> tuple[Tensor, Tensor]:
     """The gradient op, in the form that an active transform understands."""
-    _refuse_tangents(arguments)
+    refuse_tangents(arguments)
     return _Backward.apply(*arguments) if transformed() else _kernels.backward(*arguments)
 
 
@@ -62,23 +62,23 @@ def _differentiate(ctx, grad_scores: Tensor | None, _: Tensor | None) -> tuple:
     return *_gradients(ctx, grad_scores), *((None,) * (_ARGUMENTS + 4))
 
 
-def _refuse(*_: object) -> None:
+def refuse(*_: object) -> None:
     raise RuntimeError(
         "maxsim has first derivatives in reverse mode only: its gradient cannot be differentiated again, nor its score "
         "in forward mode; the functions of maxsim.reference can be"
     )
 
 
-def _refuse_tangents(arguments: tuple[object, ...]) -> None:
+def refuse_tangents(arguments: tuple[object, ...]) -> None:
     """Outside torch.func, forward mode would silently see a constant."""
     if forward_ad._current_level >= 0 and any(
         isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None for value in arguments
     ):
-        _refuse()
+        refuse()
 
 
 torch.library.register_autograd(add_op_namespace_prefix("forward_argmax"), _differentiate, setup_context=_save)
-torch.library.register_autograd(add_op_namespace_prefix("backward"), _refuse)
+torch.library.register_autograd(add_op_namespace_prefix("backward"), refuse)
 
 
 class _EagerForwardArgmax(torch.autograd.Function):
@@ -100,7 +100,7 @@ class _ForwardArgmax(torch.autograd.Function):
     forward = staticmethod(forward_argmax)
     setup_context = staticmethod(_save)
     backward = staticmethod(_differentiate)
-    jvp = staticmethod(_refuse)
+    jvp = staticmethod(refuse)
 
     @staticmethod
     def vmap(info, in_dims: tuple, *arguments: object) -> tuple:
@@ -109,8 +109,8 @@ class _ForwardArgmax(torch.autograd.Function):
 
 class _Backward(torch.autograd.Function):
     forward = staticmethod(backward)
-    backward = staticmethod(_refuse)
-    jvp = staticmethod(_refuse)
+    backward = staticmethod(refuse)
+    jvp = staticmethod(refuse)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

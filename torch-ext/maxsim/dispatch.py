@@ -32,12 +32,12 @@ def run(
     device = "cuda" if problem.queries.is_cuda else problem.queries.device.type  # which is cheaper to ask
     if device != "meta":  # meta tensors take the ops' fake kernels
         if torch.is_autocast_enabled(device):
-            problem = _autocast(problem, torch.get_autocast_dtype(device))
+            problem = autocast(problem, torch.get_autocast_dtype(device))
         if device not in _kernels.DEVICES:
             width = argmax_width(problem, longest, longest_name) if with_argmax else None
             return reference.score(problem, normalize, empty_score, width)
-    tf32 = device == "cuda" and _promotes_to_float32(problem) and _allow_tf32()
-    if with_argmax or _differentiable(problem):
+    tf32 = allow_tf32(problem)
+    if with_argmax or differentiable(problem):
         width = argmax_width(problem, longest, longest_name)
         return autograd.forward_argmax(*problem, normalize, empty_score, paths.forced, tf32, width, mode)
     if normalize or empty_score or paths.forced or tf32 or not _bare(problem):
@@ -51,8 +51,10 @@ def _bare(problem: Problem) -> bool:
     return a is b is c is d is e is f is g is h is None
 
 
-def _promotes_to_float32(problem: Problem) -> bool:
-    return problem.queries.dtype is torch.float32 or problem.documents.dtype is torch.float32
+def allow_tf32(problem: Problem) -> bool:
+    """Whether a kernel may round the operands of ``problem`` to TF32."""
+    promoted = problem.queries.dtype is torch.float32 or problem.documents.dtype is torch.float32
+    return promoted and problem.queries.is_cuda and _allow_tf32()
 
 
 def _allow_tf32() -> bool:
@@ -63,13 +65,13 @@ def _allow_tf32() -> bool:
 _allow_tf32._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, without importing the compiler
 
 
-def _differentiable(problem: Problem) -> bool:
+def differentiable(problem: Problem) -> bool:
     """Whether a gradient may be asked of this call."""
     if torch.is_grad_enabled() and (problem.queries.requires_grad or problem.documents.requires_grad):
         return True
     return forward_ad._current_level >= 0 or autograd.transformed()
 
 
-def _autocast(problem: Problem, dtype: torch.dtype) -> Problem:
+def autocast(problem: Problem, dtype: torch.dtype) -> Problem:
     """Both sides in the autocast dtype, as a matrix product would take them."""
     return problem._replace(queries=problem.queries.to(dtype), documents=problem.documents.to(dtype))

@@ -8,7 +8,7 @@ from torch import Tensor, distributed
 from torch.autograd import forward_ad
 
 from . import _kernels, autograd, blocked_loss, checks, gathering
-from .dispatch import BACKWARD_MODES
+from .dispatch import BACKWARD_MODES, autocast
 from .problem import Problem, dense
 
 _REDUCTIONS = {"mean": Tensor.mean, "sum": Tensor.sum, "none": lambda loss: loss}
@@ -141,8 +141,7 @@ def _cast(part: Problem) -> Problem:
     device = part.queries.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return part
-    dtype = torch.get_autocast_dtype(device)
-    return part._replace(queries=part.queries.to(dtype), documents=part.documents.to(dtype))
+    return autocast(part, torch.get_autocast_dtype(device))
 
 
 def _whole(parts: list[Problem], candidates: int, max_bytes: int) -> bool:

@@ -3,6 +3,8 @@ It gathers the tokens of every pair and writes every similarity, so it is slow a
 
 from __future__ import annotations
 
+from typing import Callable, TypeVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -21,6 +23,7 @@ from .problem import (
     unbatched,
 )
 
+T = TypeVar("T")
 _SIMILARITIES = 1 << 24  # at most this many at once, whatever the number of pairs
 
 
@@ -30,6 +33,27 @@ def score(
     """The scores of ``problem`` and the int32 argmax ``[*scores.shape, width]``.
 
     Scores are float64 if either side is, else float32. ``width`` defaults to the longest query.
+    """
+    chunks = _over_pairs(problem, normalize, lambda *sides: _score_pairs(*sides, empty_score))
+    shape = scores_shape(problem)
+    scores = torch.cat([chunk for chunk, _ in chunks]).view(shape)
+    argmax = torch.cat([chunk for _, chunk in chunks])
+    if width is None:
+        width = argmax.shape[-1] if problem.query_offsets is not None else problem.queries.shape[1]
+    argmax = functional.pad(argmax, (0, width - argmax.shape[-1]), value=-1)
+    return scores, argmax.view(*shape, width)
+
+
+def soft_score(problem: Problem, tau: float, normalize: bool = False, empty_score: float = 0.0) -> Tensor:
+    """The scores of ``problem`` under a soft maximum of temperature ``tau``; float64 if either side is."""
+    chunks = _over_pairs(problem, normalize, lambda *sides: _soft_score_pairs(*sides, tau, empty_score))
+    return torch.cat(chunks).view(scores_shape(problem))
+
+
+def _over_pairs(problem: Problem, normalize: bool, of: Callable[[Tensor, Tensor, Tensor, Tensor], T]) -> list[T]:
+    """``of(queries, keep_queries, documents, keep_documents)`` for some pairs after others.
+
+    Tokens are ``[B, L, d]``, float64 if either side is and else float32; which to keep is ``[B, L]``.
     """
     dtype = torch.promote_types(problem.queries.dtype, problem.documents.dtype)
     dtype = torch.promote_types(dtype, torch.float32)
@@ -41,17 +65,10 @@ def score(
     )
     query_ids, document_ids = _pairs(problem, queries.shape[0], documents.shape[0])
     step = max(1, _SIMILARITIES // (queries.shape[1] * documents.shape[1]))
-    chunks = [
-        _score_pairs(queries[q], keep_queries[q], documents[d], keep_documents[d], empty_score)
+    return [
+        of(queries[q], keep_queries[q], documents[d], keep_documents[d])
         for q, d in zip(query_ids.split(step), document_ids.split(step))
     ]
-    shape = scores_shape(problem)
-    scores = torch.cat([chunk for chunk, _ in chunks]).view(shape)
-    argmax = torch.cat([chunk for _, chunk in chunks])
-    if width is None:
-        width = argmax.shape[-1] if problem.query_offsets is not None else problem.queries.shape[1]
-    argmax = functional.pad(argmax, (0, width - argmax.shape[-1]), value=-1)
-    return scores, argmax.view(*shape, width)
 
 
 def _side(
@@ -115,6 +132,17 @@ def _score_pairs(
     return scores, torch.where(keep_queries & filled[:, None], winners, -1).int()
 
 
+def _soft_score_pairs(
+    queries: Tensor, keep_queries: Tensor, documents: Tensor, keep_documents: Tensor, tau: float, empty_score: float
+) -> Tensor:
+    """Scores ``[B]`` under a soft maximum."""
+    filled = keep_documents.any(dim=-1)
+    left_out = filled[:, None] & ~keep_documents  # all of an empty document stays, for a gradient of 0 and not NaN
+    similarities = (queries @ documents.transpose(1, 2)).masked_fill(left_out[:, None], -torch.inf)
+    soft = tau * torch.logsumexp(similarities / tau, dim=-1)
+    return torch.where(filled, torch.where(keep_queries, soft, 0.0).sum(-1), empty_score)
+
+
 def maxsim_reference(
     Q: Tensor,
     D: Tensor,
@@ -142,6 +170,21 @@ def maxsim_reference_with_argmax(
     problem = dense(Q, D, q_mask, d_mask, checks.REFERENCE_DTYPES)
     scores, argmax = score(problem, normalize, empty_score)
     return unbatched(scores, Q, D), unbatched(argmax, Q, D)
+
+
+def soft_maxsim_reference(
+    Q: Tensor,
+    D: Tensor,
+    q_mask: Tensor | None = None,
+    d_mask: Tensor | None = None,
+    *,
+    tau: float = 0.1,
+    normalize: bool = False,
+    empty_score: float = 0.0,
+) -> Tensor:
+    """:func:`maxsim.soft_maxsim` in plain torch."""
+    problem = dense(Q, D, q_mask, d_mask, checks.REFERENCE_DTYPES)
+    return unbatched(soft_score(problem, checks.positive("tau", tau), normalize, empty_score), Q, D)
 
 
 def maxsim_reference_varlen(Q_packed: Tensor, D_packed: Tensor, cu_seqlens_q: Tensor, cu_seqlens_d: Tensor) -> Tensor:

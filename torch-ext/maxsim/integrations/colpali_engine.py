@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from .. import _kernels
 from ..scoring import maxsim, maxsim_pairs
+from ..soft import soft_maxsim
 from .patching import Patch, Target, ours
 
-_SIMILARITIES = 1 << 25  # held at once for a smooth maximum, which no kernel has
+_SIMILARITIES = 1 << 25  # held at once for a smooth maximum, on devices that have no kernel for it
 
 
 def patch_colpali_engine() -> None:
@@ -23,9 +25,9 @@ def patch_colpali_engine() -> None:
 
     Reaches ``maxsim_inbatch`` and ``maxsim_kd`` wherever colpali-engine imported them, and with them
     ``score_multi_vector``; the positives of the negative losses, which it multiplies out itself, go to the kernel too.
-    Losses with ``use_smooth_max`` get the same logsumexp in torch, a part of the documents at a time and recomputed in
-    the backward pass, so that not all similarities are held at once. Scores are float32. Calling it twice changes
-    nothing.
+    Losses with ``use_smooth_max`` get :func:`maxsim.soft_maxsim`; where that has no kernel, on Apple GPUs, the same
+    logsumexp in torch, a part of the documents at a time and recomputed in the backward pass, so that not all
+    similarities are held at once. Scores are float32. Calling it twice changes nothing.
 
     Raises:
         ImportError: colpali-engine is not installed.
@@ -118,10 +120,14 @@ def _lengths(query_embeddings: Tensor) -> Tensor:
 
 
 def _smooth_scores(query: Tensor, doc: Tensor, tau: float) -> Tensor:
-    """``sum_i tau * logsumexp_j(<q_i, d_j> / tau)``: ``[B, C]`` of ``doc [C, Ld, d]``, ``[B, N]`` of ``[B, N, Ld, d]``.
+    """Scores ``[B, C]`` of ``doc [C, Ld, d]``, or ``[B, N]`` of ``[B, N, Ld, d]``, under colpali-engine's maximum."""
+    if query.device.type in _kernels.SOFT_DEVICES:
+        return soft_maxsim(query, doc, tau=tau)
+    return _in_parts(query, doc, tau)
 
-    In the order of colpali-engine's own operations, on the documents in parts.
-    """
+
+def _in_parts(query: Tensor, doc: Tensor, tau: float) -> Tensor:
+    """The same in the order of colpali-engine's own operations, on the documents in parts."""
     equation, axis = ("bnd,bksd->bkns", 1) if doc.dim() == 4 else ("bnd,csd->bcns", 0)
 
     def part(query: Tensor, doc: Tensor) -> Tensor:
