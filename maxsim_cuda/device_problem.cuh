@@ -95,6 +95,12 @@ __device__ __forceinline__ float token_factor(const Segments& side, const TokenF
   return Segments::factor(factor, side.factors(factor, s), token + (side.packed() ? span.first_row : 0));
 }
 
+// What normalises a row, by its sum of squares.
+__device__ __forceinline__ float inverse_norm(float square) {
+  const float norm = sqrtf(square);
+  return 1.f / (norm < kNormEps ? kNormEps : norm);
+}
+
 // torch.max's order: NaN above everything, then the value, then the lower index.
 __device__ __forceinline__ bool beats(float value, int32_t index, float best, int32_t best_index) {
   const bool nan = value != value, best_nan = best != best;

@@ -69,6 +69,13 @@ void forward(const Problem& problem, Path path, bool allow_tf32, float* scores, 
   path = choose_path(path, problem);
   if (path != Path::fma) {
     tiled_forward(problem, path, allow_tf32, scores, argmax, workspace, stream);
+    if (!mma_splits(problem)) return;
+    const unsigned blocks = grid(problem.pairs, 2);
+    if (argmax)
+      fma_mend<true><<<blocks, FmaTile::kThreads, 0, stream>>>(problem, scores, argmax);
+    else
+      fma_mend<false><<<blocks, FmaTile::kThreads, 0, stream>>>(problem, scores, nullptr);
+    check(cudaGetLastError(), "fma_mend");
     return;
   }
   const unsigned blocks = grid(problem.pairs, 8);

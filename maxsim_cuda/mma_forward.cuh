@@ -19,7 +19,7 @@ struct MmaConsumer {
   float products[C::kTilesM][C::kTilesN * 4];  // of all chunks so far, in the inputs' units; zero between tiles
   float squares[C::kTilesN];                   // of split tokens
   RowState<kArgmax> rows[C::kTilesM];
-  bool any_token, exotic;
+  bool any_token;
 
   __device__ __forceinline__ MmaConsumer(const ForwardArgs& args_, MmaShared<C>& shared_, const char* memory,
                                          int chunks_)
@@ -32,8 +32,7 @@ struct MmaConsumer {
         warp_m(warp / C::kWarpsN),
         warp_n(warp % C::kWarpsN),
         chunks(chunks_),
-        any_token(false),
-        exotic(false) {
+        any_token(false) {
     reset_rows();
     clear_products();
   }
@@ -99,7 +98,6 @@ struct MmaConsumer {
     const char* tokens = ring + stage * C::kStageBytes;
     const char* from = query_rows(stage, chunk);
     const float* row_units = shared.row_unit[C::kStream ? stage : chunk];
-    bool odd = C::kStream ? shared.stages[stage].exotic : shared.exotic_queries;
 #pragma unroll
     for (int n = 0; n < C::kTilesN; ++n) {
       SplitRow row;
@@ -110,7 +108,6 @@ struct MmaConsumer {
       for (int s = 0; s < 4; ++s)
 #pragma unroll
         for (int half = 0; half < 2; ++half) row.split(s, half, high[s][half], low[s][half]);
-      odd |= row.exotic();
       squares[n] = chunk == 0 ? row.square : squares[n] + row.square;
       const float2 unit = of_columns(row.unit);
 #pragma unroll
@@ -134,8 +131,6 @@ struct MmaConsumer {
         }
       }
     }
-    odd = __any_sync(~0u, odd);
-    exotic = chunk == 0 ? odd : exotic || odd;
   }
 
   // A value of this thread's row of tokens, lane / 4, as one of its columns, 2 (lane % 4) and the next.
@@ -155,34 +150,6 @@ struct MmaConsumer {
     }
   }
 
-  // Products that touch an exotic row came out as NaN: they are made again, feature by feature.
-  __device__ __noinline__ float exact_product(const BlockInfo& owner, int token, int64_t document) const {
-    const Segments& q = args.problem.queries;
-    const Segments& d = args.problem.documents;
-    const int64_t from = owner.begin + token * q.token_stride;
-    float sum = 0.f;
-    for (int64_t k = 0; k < q.dim; ++k)
-      sum = fmaf(load_element(q, from + k * q.feature_stride), load_element(d, document + k * d.feature_stride), sum);
-    return sum;
-  }
-  __device__ __forceinline__ void mend_exotic(int stage) {
-    const MmaStage& info = shared.stages[stage];
-    const bool full = info.flags & StageInfo::kFull;
-#pragma unroll
-    for (int m = 0; m < C::kTilesM; ++m)
-#pragma unroll
-      for (int i = 0; i < C::kTilesN * 4; ++i) {
-        if (products[m][i] == products[m][i]) continue;
-        const int row = row_of(m, i / 2 % 2), column = column0() + i / 4 * 8 + i % 2;
-        const BlockInfo& owner = shared.blocks[C::kStream ? stage : 0][row / kBlockTokens];
-        const bool kept = full || (info.bits[column / 32] >> column % 32 & 1);
-        if (kept && (owner.kept >> row % kBlockTokens & 1))
-          products[m][i] =
-              exact_product(owner, row % kBlockTokens,
-                            info.begin + (info.first_token + column) * args.problem.documents.token_stride);
-      }
-  }
-
   template <bool kScaled>
   __device__ __forceinline__ void take_maxima(int stage, const ColumnScale<kScaled>& scale) {
     const MmaStage& info = shared.stages[stage];
@@ -196,7 +163,6 @@ struct MmaConsumer {
     if constexpr (C::kSplit) {
       multiply_split(stage, info.chunk);
       if (info.chunk + 1 < chunks) return;
-      if (exotic) mend_exotic(stage);
       if (args.problem.normalize) normalize_products();
       take_maxima(stage, ColumnScale<false>{});
     } else {
@@ -261,13 +227,10 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     loader.load_resident();
     ptx::copy_commit();
     ptx::copy_wait<0>();
-    if (threadIdx.x == 0) shared.exotic_queries = 0;
     __syncthreads();
     for (int chunk = 0; prepares_queries && chunk < chunks; ++chunk) {
-      const bool exotic =
-          prepare_queries<C, T>(memory + chunk * C::kRowBytes, problem, chunk ? shared.row_scale[0] : nullptr,
-                                shared.row_unit[C::kStream ? 0 : chunk], shared.row_scale[0], chunk + 1 == chunks);
-      if (exotic) shared.exotic_queries = 1;
+      prepare_queries<C, T>(memory + chunk * C::kRowBytes, problem, chunk ? shared.row_scale[0] : nullptr,
+                            shared.row_unit[C::kStream ? 0 : chunk], shared.row_scale[0], chunk + 1 == chunks);
       __syncthreads();
     }
   };
@@ -293,9 +256,9 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
       char* tile = memory + C::kResidentChunks * C::kRowBytes + tail * C::kStageBytes;
       if (prepares_tokens)
         prepare_tokens<C, T>(tile, chunk ? shared.token_scale[before] : nullptr, shared.token_scale[tail], last);
-      if (C::kStream && prepare_queries<C, T>(tile + C::kTileBytes, problem, chunk ? shared.row_scale[before] : nullptr,
-                                              shared.row_unit[tail], shared.row_scale[tail], last))
-        shared.stages[tail].exotic = 1;
+      if (C::kStream)
+        prepare_queries<C, T>(tile + C::kTileBytes, problem, chunk ? shared.row_scale[before] : nullptr,
+                              shared.row_unit[tail], shared.row_scale[tail], last);
       __syncthreads();
     }
     consumer.consume(tail);

@@ -11,9 +11,7 @@ namespace maxsim {
 namespace cuda {
 
 struct MmaStage : StageInfo {
-  int32_t chunk;   // features from chunk * kChunk on
-  int64_t begin;   // element offset of the document's first token
-  int32_t exotic;  // a row of this stage is beyond what split operands hold
+  int32_t chunk;  // features from chunk * kChunk on
 };
 
 // One chunk of features of one tile: what is loaded next. It lives in shared memory, so that it takes no registers from
@@ -38,7 +36,6 @@ struct MmaShared {
   float row_unit[C::kStream ? C::kStages : 2][C::kRows], row_scale[C::kStream ? C::kStages : 1][C::kRows];
   float best[C::kWarpsN][C::kRows];
   int32_t winner[C::kWarpsN][C::kRows];
-  int32_t exotic_queries;  // a resident row is beyond what split operands hold
 };
 
 template <class C>
@@ -210,8 +207,6 @@ struct MmaLoader {
       info.first_token = tile.first;
       info.target = now.unit.target;
       info.chunk = chunk;
-      info.begin = document.begin;
-      info.exotic = 0;
     }
     char* to = ring + stage * C::kStageBytes;
     copy_rows<C::N>(to, side, document_aligned, chunk, document.begin + tile.first * side.token_stride,

@@ -22,31 +22,24 @@ __device__ __forceinline__ void square_rows(const char* rows, int count, const f
   }
 }
 
-__device__ __forceinline__ float inverse_norm(float square) {
-  const float norm = sqrtf(square);
-  return 1.f / (norm < kNormEps ? kNormEps : norm);
-}
-
 // Sums of squares become factors of normalisation, after the last chunk.
 template <class C>
 __device__ __forceinline__ void invert_norms(int count, float* squares) {
   for (int row = threadIdx.x; row < count; row += C::kThreads) squares[row] = inverse_norm(squares[row]);
 }
 
-// One chunk of query rows. Says whether a row is exotic.
+// One chunk of query rows.
 template <class C, class T>
-__device__ __forceinline__ bool prepare_queries(char* rows, const Problem& problem, const float* before, float* units,
+__device__ __forceinline__ void prepare_queries(char* rows, const Problem& problem, const float* before, float* units,
                                                 float* squares, bool last) {
-  bool exotic = false;
   if constexpr (C::kSplit)
-    exotic = split_query_rows<C>(rows, problem.queries.dtype, problem.normalize, before, units, squares);
+    split_query_rows<C>(rows, problem.queries.dtype, problem.normalize, before, units, squares);
   else
     square_rows<C, T>(rows, C::kRows, before, squares);
   if (last && problem.normalize) {
     __syncthreads();
     invert_norms<C>(C::kRows, squares);
   }
-  return exotic;
 }
 
 // One chunk of a tile whose rows are operands as they are; those that are split keep their sums in registers.

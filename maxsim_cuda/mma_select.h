@@ -4,6 +4,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include "../maxsim_common/problem.h"
+
 namespace maxsim {
 namespace cuda {
 
@@ -11,6 +13,9 @@ struct ForwardArgs;
 
 // The architecture that this GPU's code was compiled for, 75 or above: PTX may run on a newer GPU than it is meant for.
 int mma_arch();
+
+// Whether operands are split in pairs of fp16, on any path with tensor cores; else they are multiplied as they are.
+bool mma_splits(const Problem& problem);
 
 void mma_select_bf16(const ForwardArgs& args, cudaStream_t stream);
 void mma_select_f16(const ForwardArgs& args, cudaStream_t stream);

@@ -23,11 +23,15 @@ void mma_select_split(const ForwardArgs& args, cudaStream_t stream) {
   launch_form<__half, MmaSplit<false, 4>, MmaSplit<false, 2>>(args, stream);
 }
 
+bool mma_splits(const Problem& problem) {
+  const DType query = problem.queries.dtype;
+  if (is_stored(query) || is_stored(problem.documents.dtype)) return false;
+  return query != problem.documents.dtype || query == DType::f32 || (query == DType::bf16 && mma_arch() < 80);
+}
+
 void mma_select(const ForwardArgs& args, cudaStream_t stream) {
-  const DType query = args.problem.queries.dtype, document = args.problem.documents.dtype;
-  if (query == document && query == DType::f16) return mma_select_f16(args, stream);
-  if (query == document && query == DType::bf16 && mma_arch() >= 80) return mma_select_bf16(args, stream);
-  mma_select_split(args, stream);
+  if (mma_splits(args.problem)) return mma_select_split(args, stream);
+  args.problem.queries.dtype == DType::f16 ? mma_select_f16(args, stream) : mma_select_bf16(args, stream);
 }
 
 }  // namespace cuda

@@ -21,19 +21,24 @@ template <class T>
 constexpr bool kStored = sizeof(T) == 1;
 
 // What the columns of a product are multiplied by before their maximum is taken.
-enum class Columns { plain, norms, given };
+// `units`: of split operands, norms included.
+enum class Columns { plain, norms, given, units };
 
 // What a block may take of the 227 KB, less the barriers and descriptions that Sm90Shared holds.
 constexpr int kSharedLimit = 215 * 1024;
 
-// kGroups math warpgroups hold kTiles x 64 query rows each and meet N document tokens a step; kAtoms x 64 features.
-template <int kGroups_, int kTiles_, int N_, int kAtoms_, int kStageBytes, int kPerSm_ = 1, int kQueryBuffers_ = 1>
+// kGroups math warpgroups hold kTiles x 64 query rows each and meet N document tokens a step; rows of kAtoms x 128
+// bytes. kSplit: operands are pairs of fp16 whose sum is the input, made by kSplitWarps more warps.
+template <int kGroups_, int kTiles_, int N_, int kAtoms_, int kStageBytes, int kPerSm_ = 1, int kQueryBuffers_ = 1,
+          int kSplitWarps_ = 0>
 struct Sm90Config {
   static constexpr int kGroups = kGroups_, kTiles = kTiles_, N = N_, kAtoms = kAtoms_, kPerSm = kPerSm_;
   static constexpr int kQueryBuffers = kQueryBuffers_;
+  static constexpr bool kSplit = kSplitWarps_ > 0;
   static constexpr int kRows = kGroups * kTiles * 64;
   static constexpr int kBlocks = kRows / kBlockTokens;
-  static constexpr int kThreads = (kGroups + 1) * 128;
+  static constexpr int kSplitWarps = kSplitWarps_;
+  static constexpr int kThreads = (kGroups + 1) * 128 + kSplitWarps * 32;
   static constexpr int kQueryBoxRows = kTiles == 1 ? 32 : 16;  // rows of a block that lie together in an operand
   // Registers a thread, moved from the other warps to the math warpgroups where those need more than an even share.
   static constexpr int kMathRegisters = kGroups == 4 ? 104 : kGroups * kTiles == 4 ? 200 : 0;
@@ -69,6 +74,15 @@ using Sm90Wide =
 // flight while the other's max is taken.
 template <int kAtoms, int N>
 using Sm90Paired = Sm90Config<2, 2, N, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128>;
+
+// Split operands are twice the bytes and three products, and splitting is what takes longest: twelve warps, because
+// four wait for their own instructions half of the time. One short query: wide tiles, so that fewer reads of the query
+// compete with splitting for shared memory; a second query buffer has no room beside three of them.
+template <int kAtoms>
+using Sm90SplitLean = Sm90Config<1, 1, 104, kAtoms, 3 * 104 * 512, 1, 1, 12>;
+// More query rows share the cost of splitting a tile, but 192 rows leave room for two tiles only and are no faster.
+template <int kAtoms>
+using Sm90SplitWide = Sm90Config<2, 1, 64, kAtoms, 128 * 1024, 1, 1, 8>;
 
 struct Sm90Args : ForwardArgs {
   bool tma;              // both sides can be described by a tensor map

@@ -62,30 +62,41 @@ struct Sm90Feed {
     }
   }
 
+  // Rows of a side as they are loaded: 128-byte atoms, and the features of one.
+  __device__ __forceinline__ static int atoms(const Segments& side) {
+    return C::kSplit && side.dtype != DType::f32 ? C::kAtoms / 2 : C::kAtoms;
+  }
+  __device__ __forceinline__ static int atom_features(const Segments& side) {
+    return C::kSplit && side.dtype == DType::f32 ? kAtom<T> / 2 : kAtom<T>;
+  }
+
   __device__ __forceinline__ void load(char* to, const CUtensorMap& map, int atom, int row, int inner, int outer) {
+    const int feature = atom * atom_features(args.problem.documents);
     if (args.pass_through)
-      ptx::tma_load(to, &map, &shared.full[ring.at], atom * kAtom<T>, row, inner, outer, stream_policy);
+      ptx::tma_load(to, &map, &shared.full[ring.at], feature, row, inner, outer, stream_policy);
     else
-      ptx::tma_load(to, &map, &shared.full[ring.at], atom * kAtom<T>, row, inner, outer);
+      ptx::tma_load(to, &map, &shared.full[ring.at], feature, row, inner, outer);
   }
 
   // One tile, described already but for its bytes. Row 0 of the tile is row `row` of the map.
   __device__ __forceinline__ void copy_tile(int flags, int first, int rows, int64_t target, int row, int inner,
                                             int outer) {
+    const int present = atoms(args.problem.documents);
     if (rows == C::N) {
-      publish(flags, first, target, C::kTileBytes);
+      publish(flags, first, target, C::N * present * 128);
       if (lane == 0)
 #pragma unroll
         for (int atom = 0; atom < C::kAtoms; ++atom)
-          load(tile() + atom * C::N * 128, maps.documents, atom, row, inner, outer);
+          if (atom < present) load(tile() + atom * C::N * 128, maps.documents, atom, row, inner, outer);
     } else {
       const int boxes = (max(rows, 0) + 7) / 8;
-      publish(flags, first, target, boxes * 8 * C::kAtoms * 128);
+      publish(flags, first, target, boxes * 8 * present * 128);
       __syncwarp();  // no byte may arrive before its count
       if (lane < boxes)
 #pragma unroll
         for (int atom = 0; atom < C::kAtoms; ++atom)
-          load(tile() + atom * C::N * 128 + lane * 1024, maps.tails, atom, row + lane * 8, inner, outer);
+          if (atom < present)
+            load(tile() + atom * C::N * 128 + lane * 1024, maps.tails, atom, row + lane * 8, inner, outer);
     }
     if constexpr (kColumns == Columns::given) fetch_token_factors(rows, row, inner, outer);
     __syncwarp();
@@ -126,9 +137,10 @@ struct Sm90Feed {
     const unsigned present = __ballot_sync(~0u, lane < C::kBlocks && info.query >= 0 && info.kept);
     const int query = packed ? 0 : static_cast<int>(info.query);
     uint64_t* barrier = &shared.queries_full[buffer.at];
+    const int loaded = atoms(args.problem.queries), features = atom_features(args.problem.queries);
     if (lane < C::kBlocks) shared.blocks[buffer.at][lane] = info;
     if (lane == 0)
-      ptx::mbarrier_arrive_expect(barrier, __popc(present) * kBlockTokens * C::kAtoms * 128);
+      ptx::mbarrier_arrive_expect(barrier, __popc(present) * kBlockTokens * loaded * 128);
     else
       ptx::mbarrier_arrive(barrier);
     __syncwarp();  // no byte may arrive before its count
@@ -137,10 +149,10 @@ struct Sm90Feed {
       const int box = first + lane, part = box % kParts, atom = box / kParts % C::kAtoms;
       const int block = box / (kParts * C::kAtoms), token = part * C::kQueryBoxRows;
       const int from = __shfl_sync(~0u, info.row, block % 32) + token, outer = __shfl_sync(~0u, query, block % 32);
-      if (box < kBoxes && (present >> block & 1)) {
+      if (box < kBoxes && atom < loaded && (present >> block & 1)) {
         const int row = block_row<C>(block, token);
         ptx::tma_load(query_buffer() + row / 64 * 64 * C::kAtoms * 128 + atom * 64 * 128 + row % 64 * 128,
-                      &maps.queries, barrier, atom * kAtom<T>, from, 0, outer);
+                      &maps.queries, barrier, atom * features, from, 0, outer);
       }
     }
     if constexpr (kStored<T>) fetch_row_factors(info);

@@ -50,7 +50,7 @@ struct Sm90Finisher {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const int token = first + i * 4 + k;
-        const bool scaled = kStored<T> ? static_cast<bool>(args.problem.queries.scale) : kColumns == Columns::norms;
+        const bool scaled = kStored<T> ? static_cast<bool>(args.problem.queries.scale) : kColumns != Columns::plain;
         const float scale = scaled ? shared.row_scale[buffer][block_row<C>(block, token)] : 1.f;
         const float best = kStored<T> ? value[k] * all_columns : value[k];
         sum += owner.kept >> token & 1 ? static_cast<double>(best * scale) : 0.;

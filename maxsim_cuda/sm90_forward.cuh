@@ -10,6 +10,7 @@
 #include "sm90_dense.cuh"
 #include "sm90_finisher.cuh"
 #include "sm90_producer.cuh"
+#include "sm90_split.cuh"
 
 namespace maxsim {
 namespace cuda {
@@ -33,11 +34,28 @@ struct Sm90Consumer {
     const uint32_t a = queries + buffer.at * C::kQueryBytes + (group * C::kTiles + tile) * 64 * C::kAtoms * 128;
     const uint32_t b = tiles + stage * C::kTileBytes;
     ptx::wgmma_fence();
+    if constexpr (C::kSplit) {
+      // Atoms of high and low parts alternate. Three products of halves, the small ones first: what the fourth would
+      // add is below the rounding of fp32.
+      if (!args.allow_tf32) {
+        multiply_halves(tile, a + 64 * 128, b, false);
+        multiply_halves(tile, a, b + C::N * 128, true);
+      }
+      multiply_halves(tile, a, b, !args.allow_tf32);
+    } else {
 #pragma unroll
-    for (int k = 0; k < C::kAtoms * 4; ++k)
-      ptx::Wgmma<T, C::N>::run(products[tile], ptx::wgmma_descriptor(a + k / 4 * 64 * 128 + k % 4 * 32),
-                               ptx::wgmma_descriptor(b + k / 4 * C::N * 128 + k % 4 * 32), k > 0);
+      for (int k = 0; k < C::kAtoms * 4; ++k) multiply(tile, a, b, k / 4, k % 4, k > 0);
+    }
     ptx::wgmma_commit();
+  }
+
+  __device__ __forceinline__ void multiply(int tile, uint32_t a, uint32_t b, int atom, int k, bool adds) {
+    ptx::Wgmma<T, C::N>::run(products[tile], ptx::wgmma_descriptor(a + atom * 64 * 128 + k * 32),
+                             ptx::wgmma_descriptor(b + atom * C::N * 128 + k * 32), adds);
+  }
+  __device__ __forceinline__ void multiply_halves(int tile, uint32_t a, uint32_t b, bool adds) {
+#pragma unroll
+    for (int k = 0; k < C::kAtoms * 2; ++k) multiply(tile, a, b, k / 4 * 2, k % 4, k > 0 || adds);
   }
 
   __device__ __forceinline__ void take_maxima(int tile, int flags, int stage) {
@@ -78,7 +96,7 @@ struct Sm90Consumer {
 
   __device__ __forceinline__ void wait_stage(const Ring<C::kStages>& ring) {
     ptx::mbarrier_wait(&shared.full[ring.at], ring.phase);
-    if (kColumns != Columns::plain && args.tma) ptx::mbarrier_wait(&shared.scaled[ring.at], ring.phase);
+    if (C::kSplit || (kColumns != Columns::plain && args.tma)) ptx::mbarrier_wait(&shared.scaled[ring.at], ring.phase);
   }
 
   // The same in every lane: what makes control flow around wgmma uniform for the compiler too.
@@ -204,7 +222,11 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     return;
   }
   if (C::kMathRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(C::kOtherRegisters));
-  if (warp == kFinisherWarp) {
+  if (C::kSplit && group > C::kGroups) {
+    Sm90Splitter<C>{args, shared, ptx::shared_address(queries), ptx::shared_address(tiles),
+                    static_cast<int>(threadIdx.x) - (C::kGroups + 1) * 128}
+        .run();
+  } else if (warp == kFinisherWarp) {
     Sm90Finisher<C, T, kArgmax, kColumns>{args, shared, lane}.run();
   } else if (warp == kProducerWarp || !args.tma) {
     const Sm90Maps maps{query_map, document_map, tail_map};

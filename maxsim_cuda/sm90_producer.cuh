@@ -61,18 +61,25 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     this->buffer.advance();
   }
 
+  __device__ __forceinline__ static void copy(char* to, const Segments& side, int64_t row, int chunk, bool inside) {
+    if (C::kSplit && side.dtype == DType::f32)
+      copy_chunk<uint32_t>(to, side, row, chunk, inside);
+    else
+      copy_chunk<Bits>(to, side, row, chunk, inside);
+  }
+
   __device__ __forceinline__ void copy_queries_by_hand(const BlockInfo& info) {
     const Segments& side = this->args.problem.queries;
-    const int buffer = this->buffer.at;
+    const int buffer = this->buffer.at, chunks = this->atoms(side) * 8;
     char* to = this->query_buffer();
     if (this->warp == kProducerWarp && this->lane < C::kBlocks) this->shared.blocks[buffer][this->lane] = info;
     for (int b = 0; b < C::kBlocks; ++b) {
       const int64_t begin = __shfl_sync(~0u, info.begin, b);
       const uint32_t kept = __shfl_sync(~0u, info.kept, b);
-      for (int i = loader(); kept && i < kBlockTokens * C::kAtoms * 8; i += kLoaderThreads) {
-        const int token = i / (C::kAtoms * 8), chunk = i % (C::kAtoms * 8), row = block_row<C>(b, token);
-        copy_chunk<Bits>(to + row / 64 * 64 * C::kAtoms * 128 + swizzled(64, row % 64, chunk), side,
-                         begin + token * side.token_stride, chunk, kept >> token & 1);
+      for (int i = loader(); kept && i < kBlockTokens * chunks; i += kLoaderThreads) {
+        const int token = i / chunks, chunk = i % chunks, row = block_row<C>(b, token);
+        copy(to + row / 64 * 64 * C::kAtoms * 128 + swizzled(64, row % 64, chunk), side,
+             begin + token * side.token_stride, chunk, kept >> token & 1);
       }
     }
     ptx::fence_async_proxy();
@@ -135,10 +142,11 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
   __device__ __forceinline__ void copy_by_hand(const Unit& unit, int flags, int rows, int first) {
     const Segments& side = this->args.problem.documents;
     char* tile = this->tile();
-    for (int i = loader(); i < C::N * C::kAtoms * 8; i += kLoaderThreads) {
-      const int row = i / (C::kAtoms * 8), chunk = i % (C::kAtoms * 8);
-      copy_chunk<Bits>(tile + swizzled(C::N, row, chunk), side, unit.document.begin + (first + row) * side.token_stride,
-                       chunk, row < rows);
+    const int chunks = this->atoms(side) * 8;
+    for (int i = loader(); i < C::N * chunks; i += kLoaderThreads) {
+      const int row = i / chunks, chunk = i % chunks;
+      copy(tile + swizzled(C::N, row, chunk), side, unit.document.begin + (first + row) * side.token_stride, chunk,
+           row < rows);
     }
     ptx::fence_async_proxy();
     if constexpr (kColumns == Columns::given) {

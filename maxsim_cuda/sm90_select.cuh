@@ -27,28 +27,31 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
   return found;
 }
 
-template <class T>
-constexpr CUtensorMapDataType kMapType = kStored<T>                  ? CU_TENSOR_MAP_DATA_TYPE_UINT8
-                                         : std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                                     : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+CUtensorMapDataType map_type(DType type) {
+  if (is_stored(type)) return CU_TENSOR_MAP_DATA_TYPE_UINT8;
+  return type == DType::f32   ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+         : type == DType::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                              : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+}
 
 // A [dim, rows, inner, outer] view of one side. False where alignment or strides do not allow a tensor map.
-template <class T>
 bool describe(const Segments& side, int box_rows, CUtensorMap* map) {
   if (side.feature_stride != 1 || reinterpret_cast<uintptr_t>(side.data) % 16) return false;
   const int64_t outer = side.packed() ? 1 : side.count / side.inner;
+  const cuuint64_t size = element_size(side.dtype);
   const cuuint64_t sizes[4] = {
       static_cast<cuuint64_t>(side.dim), static_cast<cuuint64_t>(std::max<int64_t>(side.extent, 1)),
       static_cast<cuuint64_t>(side.packed() ? 1 : side.inner), static_cast<cuuint64_t>(std::max<int64_t>(outer, 1))};
-  cuuint64_t strides[3] = {static_cast<cuuint64_t>(side.token_stride) * sizeof(T),
-                           static_cast<cuuint64_t>(side.segment_stride.inner) * sizeof(T),
-                           static_cast<cuuint64_t>(side.segment_stride.outer) * sizeof(T)};
+  cuuint64_t strides[3] = {static_cast<cuuint64_t>(side.token_stride) * size,
+                           static_cast<cuuint64_t>(side.segment_stride.inner) * size,
+                           static_cast<cuuint64_t>(side.segment_stride.outer) * size};
   for (int i = 0; i < 3; ++i) {
     if (sizes[i + 1] == 1) strides[i] = 16;  // never stepped along
     if (strides[i] % 16 || strides[i] >> 40) return false;
   }
-  const cuuint32_t box[4] = {kAtom<T>, static_cast<cuuint32_t>(box_rows), 1, 1}, step[4] = {1, 1, 1, 1};
-  return encoder()(map, kMapType<T>, 4, const_cast<void*>(side.data), sizes, strides, box, step,
+  const cuuint32_t box[4] = {static_cast<cuuint32_t>(128 / size), static_cast<cuuint32_t>(box_rows), 1, 1},
+                   step[4] = {1, 1, 1, 1};
+  return encoder()(map, map_type(side.dtype), 4, const_cast<void*>(side.data), sizes, strides, box, step,
                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
@@ -71,9 +74,8 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   }
   CUtensorMap query_map{}, document_map{}, tail_map{};
   Sm90Args mapped{args};
-  mapped.tma = describe<T>(args.problem.queries, C::kQueryBoxRows, &query_map) &&
-               describe<T>(args.problem.documents, C::N, &document_map) &&
-               describe<T>(args.problem.documents, 8, &tail_map);
+  mapped.tma = describe(args.problem.queries, C::kQueryBoxRows, &query_map) &&
+               describe(args.problem.documents, C::N, &document_map) && describe(args.problem.documents, 8, &tail_map);
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
   // A short stream that is read once leaves L2 to others: their dirty lines need not be written back to make room. A
@@ -81,7 +83,7 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   const Segments& documents = args.problem.documents;
   const int64_t rows = documents.packed() ? documents.extent : documents.count * documents.extent;
   mapped.pass_through = (args.problem.pairing == Pairing::slab || (cross && units == args.count)) &&
-                        rows * documents.dim * static_cast<int64_t>(sizeof(T)) < int64_t{4} * current_device().l2_bytes;
+                        rows * documents.dim * element_size(documents.dtype) < int64_t{4} * current_device().l2_bytes;
   mapped.dense = mapped.tma && units < INT32_MAX && dense(args.problem);
   mapped.dense_units = static_cast<uint32_t>(units);
   // As few blocks as share the work as evenly: none is left with a last unit of its own.

@@ -8,8 +8,8 @@
 namespace maxsim {
 namespace cuda {
 
-// The roles of the last warpgroup's warps; the others are math warpgroups. Loaders take no part where tensor maps do,
-// and then compute the factors of normalisation.
+// The roles of the warps of the warpgroup behind the math warpgroups; those that split operands may follow. Loaders
+// take no part where tensor maps do, and then compute the factors of normalisation.
 constexpr int kProducerWarp = 0, kFinisherWarp = 1, kLoaderWarps = 2;
 constexpr int kScaleThreads = kLoaderWarps * 32, kLoaderThreads = 32 + kScaleThreads;
 
@@ -42,7 +42,7 @@ struct Sm90Shared {
     for (int i = 0; i < C::kStages; ++i) {
       ptx::mbarrier_init(&full[i], loaders);
       ptx::mbarrier_init(&empty[i], C::kGroups * 4);
-      ptx::mbarrier_init(&scaled[i], stored ? 32 : kScaleThreads);
+      ptx::mbarrier_init(&scaled[i], C::kSplit ? C::kSplitWarps : stored ? 32 : kScaleThreads);
     }
     for (int i = 0; i < C::kQueryBuffers; ++i) {
       ptx::mbarrier_init(&queries_full[i], (loaders + stored) * 32);
@@ -89,8 +89,7 @@ __device__ __forceinline__ float inverse_norm_of(const char* operand, int rows, 
 #pragma unroll
     for (int i = 0; i < 8; ++i) square = fmaf(static_cast<float>(part[i]), static_cast<float>(part[i]), square);
   }
-  const float norm = sqrtf(square);
-  return 1.f / (norm < kNormEps ? kNormEps : norm);
+  return inverse_norm(square);
 }
 
 }  // namespace cuda
