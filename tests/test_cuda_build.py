@@ -56,6 +56,7 @@ PRODUCTS = {
     "mma_bf16.cu": [("80", "mma.sync.aligned.m16n8k16.row.col.f32.bf16", 10)],
     "mma_split.cu": [("75", "mma.sync.aligned.m16n8k8", 8)],
     "sm90_bf16.cu": [("90a", "wgmma.mma_async.sync.aligned", 30)],
+    "sm90_split.cu": [("90a", "wgmma.mma_async.sync.aligned", 8)],
 }
 
 
