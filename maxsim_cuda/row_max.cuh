@@ -62,39 +62,12 @@ struct ColumnScale {
   }
 };
 
-// Winners of a full tile by plain comparison, which passes over NaN: false, with nothing taken, where there may be one.
+// Maxima by the bits of the products, three at a time, which is four times as fast as comparing floats: as integers
+// they are ordered as floats are, with NaN above all of them, as long as the maximum is not negative.
 template <int kCount, bool kScaled>
-__device__ __forceinline__ bool take_winners(const float (&c)[kCount], RowState<true>& row, int32_t first_token,
-                                             int column0, const ColumnScale<kScaled>& scale) {
-  float best[2] = {row.best[0], row.best[1]}, probe = 0.f;  // v * 0 is NaN for NaN and for infinity
-  int32_t column[2] = {-1, -1};
-#pragma unroll
-  for (int j = 0; j < kCount / 4; ++j) {
-    const float2 factor = scale.at(column0 + j * 8);
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float value = scale.apply(c[4 * j + e], factor, e);
-      probe = fmaf(value, 0.f, probe);
-      if (value > best[e / 2]) best[e / 2] = value, column[e / 2] = j * 8 + e % 2;
-    }
-  }
-  const bool exact = __any_sync(~0u, probe != probe || !(best[0] > -INFINITY) || !(best[1] > -INFINITY));
-  if (__shfl_sync(~0u, exact, 0)) return false;  // shuffled for the compiler: it keeps wgmma's control flow uniform
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    row.best[r] = best[r];
-    if (column[r] >= 0) row.winner[r] = first_token + column0 + column[r];
-  }
-  return true;
-}
-
-// Maxima of a full tile by the bits of its products, three at a time, which is four times as fast: as integers they are
-// ordered as floats are, with NaN above all of them, as long as the maximum is not negative. False, with nothing taken,
-// where one is.
-template <int kCount, bool kScaled>
-__device__ __forceinline__ bool take_positive_maxima(const float (&c)[kCount], RowState<false>& row, int column0,
-                                                     const ColumnScale<kScaled>& scale) {
-  int32_t best[2] = {INT32_MIN, INT32_MIN};
+__device__ __forceinline__ void integer_maxima(const float (&c)[kCount], int column0, const ColumnScale<kScaled>& scale,
+                                               int32_t (&best)[2]) {
+  best[0] = best[1] = INT32_MIN;
 #pragma unroll
   for (int j = 0; j < kCount / 4; ++j) {
     const float2 factor = scale.at(column0 + j * 8);
@@ -103,10 +76,67 @@ __device__ __forceinline__ bool take_positive_maxima(const float (&c)[kCount], R
       best[r] = __vimax3_s32(best[r], __float_as_int(scale.apply(c[4 * j + 2 * r], factor, 0)),
                              __float_as_int(scale.apply(c[4 * j + 2 * r + 1], factor, 1)));
   }
+}
+
+// Maxima of a full tile. False, with nothing taken, where one is negative.
+template <int kCount, bool kScaled>
+__device__ __forceinline__ bool take_maxima(const float (&c)[kCount], RowState<false>& row, int32_t, int column0,
+                                            const ColumnScale<kScaled>& scale) {
+  int32_t best[2];
+  integer_maxima(c, column0, scale, best);
   const bool negative = __any_sync(~0u, (best[0] | best[1]) < 0);
-  if (__shfl_sync(~0u, negative, 0)) return false;  // shuffled for the compiler, as above
+  if (__shfl_sync(~0u, negative, 0)) return false;  // shuffled for the compiler: it keeps wgmma's control flow uniform
 #pragma unroll
   for (int r = 0; r < 2; ++r) row.best[r] = max_nan(row.best[r], __int_as_float(best[r]));
+  return true;
+}
+
+// Winners of a full tile. A product's distance below the maximum, blown up, pushes its column's rank far below zero;
+// only products that equal the maximum keep theirs, and the highest rank is the lowest column. That costs the idle FMA
+// pipe two operations a product and the busy one half of one, where a comparison and two selections cost it three.
+// False, with nothing taken, where a maximum is negative, NaN or too large to subtract from.
+template <int kCount, bool kScaled>
+__device__ __forceinline__ bool take_maxima(const float (&c)[kCount], RowState<true>& row, int32_t first_token,
+                                            int column0, const ColumnScale<kScaled>& scale) {
+  constexpr int kRanks = 1024;  // as the bits of a float, which addition to zero leaves as they are
+  static_assert(kCount * 2 <= kRanks, "a rank above zero for each column of the tile");
+  constexpr uint32_t kTooLarge = 0x7e800000;  // the bits of 2^126; as unsigned, those of negative numbers are above
+  // Whatever the maximum, two floats differ by 2^-149 at least: times 2^100 and 2^60 that is 2^11, far above any rank.
+  // From 2^-20 on they differ by 2^-44, and the first factor is not needed; it could overflow.
+  constexpr float kBlowUp = 0x1p60f, kSmall = 0x1p-20f, kSmallFactor = 0x1p100f;
+  int32_t best[2];
+  integer_maxima(c, column0, scale, best);
+  const bool exact =
+      __any_sync(~0u, static_cast<uint32_t>(best[0]) >= kTooLarge || static_cast<uint32_t>(best[1]) >= kTooLarge);
+  if (__shfl_sync(~0u, exact, 0)) return false;
+  float factor[2], origin[2];
+  int32_t rank[2] = {INT32_MIN, INT32_MIN};
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float value = __int_as_float(best[r]);
+    factor[r] = value < kSmall ? kSmallFactor : 1.f;
+    origin[r] = -value * factor[r];
+  }
+#pragma unroll
+  for (int j = 0; j < kCount / 4; ++j) {
+    const float2 column = scale.at(column0 + j * 8);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      int32_t ranks[2];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float below = fmaf(scale.apply(c[4 * j + 2 * r + e], column, e), factor[r], origin[r]);
+        ranks[e] = __float_as_int(fmaf(below, kBlowUp, __int_as_float(kRanks - (8 * j + e))));
+      }
+      rank[r] = __vimax3_s32(rank[r], ranks[0], ranks[1]);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+    if (__int_as_float(best[r]) > row.best[r]) {
+      row.best[r] = __int_as_float(best[r]);
+      row.winner[r] = first_token + column0 + kRanks - rank[r];
+    }
   return true;
 }
 
@@ -116,11 +146,7 @@ template <int kCount, bool kArgmax, bool kScaled>
 __device__ __forceinline__ void take_products(const float (&c)[kCount], RowState<kArgmax>& row, int32_t first_token,
                                               int column0, bool full, const uint32_t* bits,
                                               const ColumnScale<kScaled>& scale) {
-  if constexpr (kArgmax) {
-    if (full && take_winners(c, row, first_token, column0, scale)) return;
-  } else if (full) {
-    if (take_positive_maxima(c, row, column0, scale)) return;
-  }
+  if (full && take_maxima(c, row, first_token, column0, scale)) return;
 #pragma unroll
   for (int j = 0; j < kCount / 4; ++j) {
     const int column = column0 + j * 8;

@@ -70,7 +70,7 @@ using Sm90Middle = Sm90Config<2, 1, N, kAtoms, kSharedLimit - 1024 - 128 * kAtom
 template <int kAtoms, class T>
 using Sm90Wide =
     Sm90Config<4, 1, std::is_same_v<T, int8_t> ? 96 : 104, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128>;
-// The same rows where a thread also keeps winners or factors: two warpgroups with two row tiles each, one product in
+// The same rows where a thread also keeps factors: two warpgroups with two row tiles each, one product in
 // flight while the other's max is taken.
 template <int kAtoms, int N>
 using Sm90Paired = Sm90Config<2, 2, N, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128>;

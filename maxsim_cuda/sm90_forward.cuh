@@ -21,7 +21,7 @@ struct Sm90Consumer {
 
   const Sm90Args& args;
   Sm90Shared<C>& shared;
-  uint32_t queries, tiles;  // shared addresses
+  uint32_t queries, tiles;  // wgmma operands: this warpgroup's rows of the first buffer, and the first stage
   int group, warp, lane;
   Accumulator products[C::kTiles][C::N / 2];
   RowState<kArgmax> rows[C::kTiles];
@@ -31,15 +31,15 @@ struct Sm90Consumer {
   bool idle;       // this warp's rows belong to no query: what their memory holds is nobody's
 
   __device__ __forceinline__ void issue(int tile, int stage) {
-    const uint32_t a = queries + buffer.at * C::kQueryBytes + (group * C::kTiles + tile) * 64 * C::kAtoms * 128;
-    const uint32_t b = tiles + stage * C::kTileBytes;
+    const uint32_t a = queries + buffer.at * (C::kQueryBytes / 16) + tile * (64 * C::kAtoms * 128 / 16);
+    const uint32_t b = tiles + stage * (C::kTileBytes / 16);
     ptx::wgmma_fence();
     if constexpr (C::kSplit) {
       // Atoms of high and low parts alternate. Three products of halves, the small ones first: what the fourth would
       // add is below the rounding of fp32.
       if (!args.allow_tf32) {
-        multiply_halves(tile, a + 64 * 128, b, false);
-        multiply_halves(tile, a, b + C::N * 128, true);
+        multiply_halves(tile, a + 64 * 128 / 16, b, false);
+        multiply_halves(tile, a, b + C::N * 128 / 16, true);
       }
       multiply_halves(tile, a, b, !args.allow_tf32);
     } else {
@@ -50,8 +50,8 @@ struct Sm90Consumer {
   }
 
   __device__ __forceinline__ void multiply(int tile, uint32_t a, uint32_t b, int atom, int k, bool adds) {
-    ptx::Wgmma<T, C::N>::run(products[tile], ptx::wgmma_descriptor(a + atom * 64 * 128 + k * 32),
-                             ptx::wgmma_descriptor(b + atom * C::N * 128 + k * 32), adds);
+    ptx::Wgmma<T, C::N>::run(products[tile], ptx::wgmma_descriptor(a, atom * 64 * 128 + k * 32),
+                             ptx::wgmma_descriptor(b, atom * C::N * 128 + k * 32), adds);
   }
   __device__ __forceinline__ void multiply_halves(int tile, uint32_t a, uint32_t b, bool adds) {
 #pragma unroll
@@ -201,7 +201,9 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
   static_assert((C::kSharedBytes + sizeof(Sm90Shared<C>) + 1024) * C::kPerSm <= 228 * 1024, "what a block can have");
   char* queries = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(dynamic) + 1023) & ~uintptr_t{1023});
   char* tiles = queries + C::kQueryBuffers * C::kQueryBytes;
-  const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
+  const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x % 128 / 32;
+  // Shuffled to stay in a register: the compiler would rather read the special one again at every use, and wait for it.
+  const int lane = __shfl_xor_sync(~0u, threadIdx.x % 32, 0);
   if (threadIdx.x == C::kGroups * 128 && args.tma) {
     ptx::tma_prefetch(&document_map);
     ptx::tma_prefetch(&query_map);
@@ -216,8 +218,14 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     asm volatile("bar.sync 1, %0;" ::"n"(C::kThreads) : "memory");
   if (group < C::kGroups) {
     if (C::kMathRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::kMathRegisters));
-    Sm90Consumer<C, T, kArgmax, kColumns>{args, shared, ptx::shared_address(queries), ptx::shared_address(tiles), group,
-                                          warp, lane}
+    Sm90Consumer<C, T, kArgmax, kColumns>{
+        args,
+        shared,
+        ptx::wgmma_operand(ptx::shared_address(queries) + group * C::kTiles * 64 * C::kAtoms * 128),
+        ptx::wgmma_operand(ptx::shared_address(tiles)),
+        group,
+        warp,
+        lane}
         .run();
     return;
   }

@@ -116,7 +116,7 @@ void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
     if (wastes_less<112, 128>(length)) return launch<Sm90Middle<kAtoms, 112>, T, kArgmax, kColumns>(args, stream);
     return launch<Sm90Middle<kAtoms, 128>, T, kArgmax, kColumns>(args, stream);
   }
-  if constexpr (kArgmax || kColumns != Columns::plain) {
+  if constexpr (kColumns != Columns::plain) {
     constexpr int kNarrow = std::is_same_v<T, int8_t> ? 112 : 104;
     if (wastes_less<kNarrow, 128>(length))
       return launch<Sm90Paired<kAtoms, kNarrow>, T, kArgmax, kColumns>(args, stream);

@@ -51,11 +51,12 @@ inline void check_tokens(const Problem& p) {
 
 // Starts 64 query rows x 104 document tokens x 128 features.
 __device__ __forceinline__ void issue(Products& c, uint32_t queries, uint32_t documents) {
+  const uint32_t a = ptx::wgmma_operand(queries), b = ptx::wgmma_operand(documents);
   ptx::wgmma_fence();
 #pragma unroll
   for (int k = 0; k < kDim / 16; ++k)
-    ptx::Wgmma<__nv_bfloat16, kTile>::run(c, ptx::wgmma_descriptor(queries + k / 4 * 64 * 128 + k % 4 * 32),
-                                          ptx::wgmma_descriptor(documents + k / 4 * kTile * 128 + k % 4 * 32), k > 0);
+    ptx::Wgmma<__nv_bfloat16, kTile>::run(c, ptx::wgmma_descriptor(a, k / 4 * 64 * 128 + k % 4 * 32),
+                                          ptx::wgmma_descriptor(b, k / 4 * kTile * 128 + k % 4 * 32), k > 0);
   ptx::wgmma_commit();
 }
 

@@ -10,9 +10,15 @@
 namespace maxsim {
 namespace ptx {
 
-// K-major operand in 128-byte swizzled rows: 8-row groups lie 1024 bytes apart.
-__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address) {
-  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
+// K-major operand in 128-byte swizzled rows: 8-row groups lie 1024 bytes apart. Of its descriptor only the low word
+// holds the address, in units of 16 bytes: places within an operand are one addition apart. Shuffled, because the
+// instruction takes it from uniform registers, and the compiler would rather compute the address anew for every
+// product.
+__device__ __forceinline__ uint32_t wgmma_operand(uint32_t address) {
+  return __shfl_sync(~0u, ((address & 0x3ffff) >> 4) | (1u << 16), 0);
+}
+__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t operand, int bytes) {
+  return static_cast<uint64_t>(64u | (1u << 30)) << 32 | (operand + bytes / 16);
 }
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
