@@ -67,22 +67,33 @@ struct DocumentSlice {
       : args(args), problem(args.problem), own(args.problem.documents), shared(shared), projection(args.problem) {}
 
   // The sum of a token's row is complete for this chunk.
-  __device__ __forceinline__ void finish_row(int token, LaneSum& sum) {
-    if (problem.normalize) {
-      const int64_t at = begin + token * own.token_stride;
-      float dot = 0.f;
+  __device__ __forceinline__ void finish_row(int token, const LaneSum& sum) {
+    const float inverse = problem.normalize ? args.document_norms[norm_row + token] : 1.f;
+    write_row(args, begin + token * own.token_stride, first_row + token, k, pass, inverse, &shared.dots[token],
+              {sum[0], sum[1], sum[2], sum[3]}, {sum[4], sum[5], sum[6], sum[7]});
+  }
+
+  // Out of line: called from several places, once for all that a row won.
+  __device__ __noinline__ static void write_row(const BackwardArgs& args, int64_t at, int64_t row, int64_t k, int pass,
+                                                float inverse, float* dot_of_row, float4 low, float4 high) {
+    const Segments& own = args.problem.documents;
+    const Projection projection(args.problem);
+    LaneSum sum = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    if (args.problem.normalize) {
+      const RowGroup group;
+      float dot;
       if (projection.passes == 1) {
         dot = group.sum(lane_dot(own, at, k, sum));
       } else if (!projection.writes(pass)) {
         const float part = group.sum(lane_dot(own, at, k, sum));
-        if (group.lane == 0) shared.dots[token] += part;
+        if (group.lane == 0) *dot_of_row += part;
         return;
       } else {
-        dot = shared.dots[token];
+        dot = *dot_of_row;
       }
-      project(own, at, k, args.document_norms[norm_row + token], dot, sum);
+      project(own, at, k, inverse, dot, sum);
     }
-    store_row(args.grad_documents, own, first_row + token, k, sum);
+    store_row(args.grad_documents, own, row, k, sum);
   }
 
   // One run of equal winners is summed up: it goes out, or to the sums of the slice.
@@ -101,6 +112,7 @@ struct DocumentSlice {
 
   // Adds up `hits` collected query tokens. `only`: they are all that the slice has, so rows go out at once.
   __device__ __forceinline__ void sum_hits(int hits, bool only) {
+    resolve(hits);
     const uint16_t* order = shared.sort.run(shared.hits, hits, tokens);
     const int from = hits * group.index / T::kGroups, to = hits * (group.index + 1) / T::kGroups;
     int current = from < to ? shared.hits[order[from]].token : kNoToken;
@@ -153,9 +165,22 @@ struct DocumentSlice {
 
   // Rows of the slice that nothing won; those behind the document's end too, where the side is padded.
   __device__ __forceinline__ void write_zeros(int rows) {
-    const LaneSum zero = {};
-    for (int token = group.index; token < rows; token += T::kGroups)
-      if (token >= tokens || !shared.touched[token]) store_row(args.grad_documents, own, first_row + token, k, zero);
+    if (k >= own.dim) return;
+    const int64_t row_bytes = own.dim * element_size(own.dtype);
+    char* out =
+        static_cast<char*>(args.grad_documents) + (first_row + group.index) * row_bytes + k * element_size(own.dtype);
+    const int64_t left = own.dim - k;
+    const int bytes = static_cast<int>((left < kLaneFeatures ? left : kLaneFeatures) * element_size(own.dtype));
+    const bool vectors = own.dim % kLaneFeatures == 0;
+    for (int token = group.index; token < rows; token += T::kGroups, out += T::kGroups * row_bytes) {
+      if (token < tokens && shared.touched[token]) continue;
+      if (vectors) {
+        *reinterpret_cast<uint4*>(out) = {};
+        if (bytes > 16) *reinterpret_cast<uint4*>(out + 16) = {};
+      } else {
+        for (int i = 0; i < bytes; i += 2) *reinterpret_cast<uint16_t*>(out + i) = 0;
+      }
+    }
   }
 
   __device__ __forceinline__ void write_sums() {
@@ -230,21 +255,32 @@ struct DocumentSlice {
 #pragma unroll
     for (int j = 0; j < T::kLooks; ++j) {
       if (window.token[j] != kNoToken) {
-        const Span query = span_of(problem.queries, nth_partner(problem, args.by_document, false, segment, c.n));
-        Hit hit{kNoRow, 0.f, window.token[j]};
-        if (c.slot < query.length) {  // else there is no such token, whatever the argmax says
-          hit.row = query.begin + c.slot * problem.queries.token_stride;
-          hit.factor = args.grad_scores[nth_pair(problem, args.by_document, false, segment, c.n)];
-          if (problem.normalize) hit.factor *= args.query_norms[query.first_row + c.slot];
-        }
         const int at = place + __popc(votes[j] & ((1u << lane) - 1));
-        shared.hits[at] = hit;
-        shared.touched[hit.token] = true;
+        shared.hits[at] = {c.n, __int_as_float(c.slot), window.token[j]};
+        shared.touched[window.token[j]] = true;
       }
       place += __popc(votes[j]);
       c = advance(c, next);
     }
     return filled;
+  }
+
+  // From candidates to rows and factors: every lane has a hit here, where hardly any candidate was one.
+  __device__ __forceinline__ void resolve(int hits) {
+    for (int i = threadIdx.x; i < hits; i += T::kThreads) {
+      Hit hit = shared.hits[i];
+      const int64_t n = hit.row;
+      const int slot = __float_as_int(hit.factor);
+      const Span query = span_of(problem.queries, nth_partner(problem, args.by_document, false, segment, n));
+      hit.row = kNoRow;
+      hit.factor = 0.f;
+      if (slot < query.length) {  // else there is no such token, whatever the argmax says
+        hit.row = query.begin + slot * problem.queries.token_stride;
+        hit.factor = args.grad_scores[nth_pair(problem, args.by_document, false, segment, n)];
+        if (problem.normalize) hit.factor *= args.query_norms[query.first_row + slot];
+      }
+      shared.hits[i] = hit;
+    }
   }
 
   // All hits of the slice, for one chunk of features in one pass.
@@ -255,23 +291,24 @@ struct DocumentSlice {
     bool summed = false;
     int filled = 0, parity = 0;
     Window window = look(c, windows ? range.to : 0, look_step);
+    if (windows == 0 && projection.writes(pass)) write_zeros(rows);
     for (; windows > 0; --windows, parity ^= 1) {
       const Candidate later = advance(c, window_step);
       const Window next = look(later, range.to, look_step);
       filled = append(c, look_step, window, filled, parity);
       c = later;
       window = next;
-      if (!T::kSums || filled <= T::kCapacity - T::kWindow || windows == 1) continue;
-      if (!summed)
+      const bool last = windows == 1;
+      if (!last && (!T::kSums || filled <= T::kCapacity - T::kWindow)) continue;
+      if (T::kSums && !last && !summed) {
         for (int i = threadIdx.x; i < T::kSummedTokens * kRowFeatures; i += T::kThreads) shared.sums[0][i] = 0.f;
-      summed = true;
+        summed = true;
+      }
       __syncthreads();
-      sum_hits(filled, false);
+      if (last && projection.writes(pass)) write_zeros(rows);
+      if (filled) sum_hits(filled, last && !summed);
       filled = 0;
     }
-    __syncthreads();
-    if (projection.writes(pass)) write_zeros(rows);
-    if (filled) sum_hits(filled, !summed);
     if (T::kSums && summed) write_sums();
     __syncthreads();
   }

@@ -96,42 +96,39 @@ __device__ __forceinline__ uint32_t pack(float a, float b, __nv_bfloat16) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-template <typename T>
-__device__ __forceinline__ void store_lane(T* out, const LaneSum& sum, int64_t left, bool vectors) {
-  if (vectors) {
-    *reinterpret_cast<uint4*>(out) = {pack(sum[0], sum[1], T()), pack(sum[2], sum[3], T()), pack(sum[4], sum[5], T()),
-                                      pack(sum[6], sum[7], T())};
-    return;
+__device__ __forceinline__ void store_element(void* out, DType type, int64_t element, float value) {
+  switch (type) {
+    case DType::f32:
+      static_cast<float*>(out)[element] = value;
+      break;
+    case DType::f16:
+      static_cast<__half*>(out)[element] = __float2half_rn(value);
+      break;
+    default:
+      static_cast<__nv_bfloat16*>(out)[element] = __float2bfloat16_rn(value);
   }
-#pragma unroll
-  for (int i = 0; i < kLaneFeatures; ++i)
-    if (i < left) out[i] = static_cast<T>(sum[i]);
-}
-template <>
-__device__ __forceinline__ void store_lane(float* out, const LaneSum& sum, int64_t left, bool vectors) {
-  if (vectors) {
-    reinterpret_cast<float4*>(out)[0] = {sum[0], sum[1], sum[2], sum[3]};
-    reinterpret_cast<float4*>(out)[1] = {sum[4], sum[5], sum[6], sum[7]};
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < kLaneFeatures; ++i)
-    if (i < left) out[i] = sum[i];
 }
 
 // Features k … k + 7 of row `row` of a contiguous gradient.
 __device__ __forceinline__ void store_row(void* gradient, const Segments& side, int64_t row, int64_t k,
                                           const LaneSum& sum) {
   if (k >= side.dim) return;
-  const int64_t at = row * side.dim + k, left = side.dim - k;
-  const bool vectors = side.dim % kLaneFeatures == 0;  // the allocator aligns the first row
-  switch (side.dtype) {
-    case DType::f32:
-      return store_lane(static_cast<float*>(gradient) + at, sum, left, vectors);
-    case DType::f16:
-      return store_lane(static_cast<__half*>(gradient) + at, sum, left, vectors);
-    default:
-      return store_lane(static_cast<__nv_bfloat16*>(gradient) + at, sum, left, vectors);
+  const int64_t at = row * side.dim + k;
+  if (side.dim % kLaneFeatures) {
+#pragma unroll
+    for (int i = 0; i < kLaneFeatures; ++i)
+      if (k + i < side.dim) store_element(gradient, side.dtype, at + i, sum[i]);
+  } else if (side.dtype == DType::f32) {  // the allocator aligns the first row, and so all of them
+    float4* out = reinterpret_cast<float4*>(static_cast<float*>(gradient) + at);
+    out[0] = {sum[0], sum[1], sum[2], sum[3]};
+    out[1] = {sum[4], sum[5], sum[6], sum[7]};
+  } else {
+    uint32_t words[kLaneFeatures / 2];
+#pragma unroll
+    for (int i = 0; i < kLaneFeatures / 2; ++i)
+      words[i] = side.dtype == DType::f16 ? pack(sum[2 * i], sum[2 * i + 1], __half())
+                                          : pack(sum[2 * i], sum[2 * i + 1], __nv_bfloat16());
+    *reinterpret_cast<uint4*>(static_cast<uint16_t*>(gradient) + at) = {words[0], words[1], words[2], words[3]};
   }
 }
 

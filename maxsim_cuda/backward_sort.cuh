@@ -7,9 +7,9 @@ namespace maxsim {
 namespace cuda {
 
 struct __align__(16) Hit {
-  int64_t row;  // element offset of the query token
-  float factor;
-  int token;  // of the slice
+  int64_t row;   // element offset of the query token; while hits are collected, the number of its pair
+  float factor;  // of the row in the sum; while hits are collected, the query token as bits
+  int token;     // of the slice
 };
 
 template <int kThreads, int kCapacity, int kTokens>
