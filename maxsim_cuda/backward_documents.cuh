@@ -9,46 +9,42 @@
 namespace maxsim {
 namespace cuda {
 
-// Hits are winners that lie in the slice. `Capacity` of them are summed in one go; a document that can have more
-// sums its slices in shared memory.
-template <int Threads, int Looks, int Capacity, int Tokens, int SummedTokens, int Blocks>
+// Hits are query tokens whose winner lies in the slice.
+template <int Threads, int Capacity, int Tokens, int Blocks>
 struct DocumentTile {
   static constexpr int kThreads = Threads;
   static constexpr int kGroups = Threads / kRowLanes;
-  static constexpr int kLooks = Looks;             // candidates a thread looks at in one window
-  static constexpr int kWindow = Looks * Threads;  // between two barriers
-  static constexpr int kCapacity = Capacity;       // hits
-  static constexpr int kTokens = Tokens;           // of a slice at most
-  static constexpr int kSummedTokens = SummedTokens;
-  static constexpr int kBlocks = Blocks;  // an SM, which bounds the registers
-  static constexpr bool kSums = SummedTokens > 0;
-  static_assert(Looks * Threads <= Capacity, "one window may hit throughout");
-  static_assert(!kSums || SummedTokens == Tokens, "there is a sum for every token");
+  static constexpr int kWarps = Threads / 32;
+  static constexpr int kCapacity = Capacity;  // hits that are summed in one go
+  static constexpr int kTokens = Tokens;      // of a slice at most
+  static constexpr int kBlocks = Blocks;      // an SM, which bounds the registers
 };
 // One query with a document of its own: most rows are zeros, and a warp by itself never waits for another.
-using FewHits = DocumentTile<32, 2, 64, 256, 0, 32>;
-// What a small batch wins fits at once, so that slices may be long.
-using SomeHits = DocumentTile<256, 2, 1024, 1024, 0, 3>;
-// 32 KB of sums: three blocks an SM, and one on sm_75.
-using ManyHits = DocumentTile<256, 2, 1024, 64, 64, 3>;
+using FewHits = DocumentTile<32, 64, 256, 24>;
+// A batch of queries: 60 KB, three blocks an SM, and one on sm_75. A slice is meant to have 2700 hits, so that few
+// overflow; what a document's candidates cost is paid once for each slice.
+using ManyHits = DocumentTile<256, 4096, 512, 3>;
 
 template <typename T>
 struct DocumentShared {
-  Hit hits[T::kCapacity];
-  HitSort<T::kThreads, T::kCapacity, T::kTokens> sort;
-  float carry[T::kGroups][kRowFeatures];
+  using Sort = HitSort<T::kThreads, T::kCapacity, T::kTokens>;
+  Sort sort;
+  uint32_t number[T::kCapacity];  // of the candidate that hit
+  union {
+    typename Sort::Starts starts;           // while the hits are sorted
+    float carry[T::kGroups][kRowFeatures];  // while they are summed
+  };
   int carry_token[T::kGroups];
-  int looks[2][T::kThreads / 32];
+  int64_t next[T::kWarps];   // where each warp goes on to look
   float dots[T::kTokens];    // normalising over more than one chunk of features
   bool touched[T::kTokens];  // a row that nothing won is exactly zero, whatever it holds
-  float sums[T::kSums ? T::kSummedTokens : 1][kRowFeatures];
+  float sum[kRowFeatures];   // of a token that alone has more hits than fit
 };
-static_assert(sizeof(DocumentShared<ManyHits>) <= 64 * 1024, "the shared memory of an sm_75 block");
+static_assert(sizeof(DocumentShared<ManyHits>) <= 63 * 1024, "the shared memory of an sm_75 block");
 
 template <typename T, typename Rows>
 struct DocumentSlice {
   static constexpr int kNoToken = -1, kEmptyShare = -2;
-  static constexpr int64_t kNoRow = -1;
 
   const BackwardArgs& args;
   const Problem& problem;
@@ -56,15 +52,106 @@ struct DocumentSlice {
   DocumentShared<T>& shared;
   RowGroup group;
   Projection projection;
-  int64_t segment = 0, begin = 0;       // begin: element offset of the slice
-  int64_t first = 0;                    // token of the document where the slice starts
-  int64_t norm_row = 0, first_row = 0;  // of the slice in the norms and in the gradient
-  int tokens = 0;                       // of the slice that the document has
-  int64_t k = 0;                        // of this lane, in this chunk
+  int64_t segment = 0;
+  PairRange range{0, 0};
+  int64_t first = 0;                               // token of the document where the slice starts
+  int64_t begin = 0, norm_row = 0, first_row = 0;  // of the slice in the document, the norms and the gradient
+  int tokens = 0;                                  // of the slice that the document has
+  int64_t k = 0;                                   // of this lane, in this chunk
   int pass = 0;
+  bool overflows = false;  // one token, whose hits are summed in several goes
 
   __device__ DocumentSlice(const BackwardArgs& args, DocumentShared<T>& shared)
       : args(args), problem(args.problem), own(args.problem.documents), shared(shared), projection(args.problem) {}
+
+  // Collecting. A candidate is one query token of one of the document's pairs, numbered pair by pair. Warps look at
+  // kStep of a lane at a time, through neighbouring shares of the candidates, each into its own segment.
+
+  struct Look {
+    int winner[4];
+  };
+  template <int kStep>
+  __device__ __forceinline__ Look look(int64_t n, int slot, bool present) const {
+    Look out = {{-1, -1, -1, -1}};
+    if (!present) return out;
+    const int32_t* from =
+        args.argmax + nth_pair(problem, args.by_document, false, segment, range.from + n) * problem.argmax_width + slot;
+    if (kStep == 4) {
+      const int4 four = __ldg(reinterpret_cast<const int4*>(from));
+      return {{four.x, four.y, four.z, four.w}};
+    }
+    out.winner[0] = __ldg(from);
+    return out;
+  }
+
+  // Goes on from `next` until all candidates have been looked at, or the segment might overflow.
+  template <int kStep>
+  __device__ __forceinline__ void collect(int64_t candidates) {
+    using Sort = typename DocumentShared<T>::Sort;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, width = static_cast<int>(problem.argmax_width) / kStep;
+    const int64_t looks = candidates / kStep, end = looks * (warp + 1) / T::kWarps;
+    int64_t at = shared.next[warp];
+    int64_t n = quotient(at + lane, width);
+    int slot = static_cast<int>(at + lane - n * width), filled = 0;
+    const int step_n = 32 / width, step_slot = 32 - step_n * width;
+    const int base = warp * Sort::kSegment;
+    Look now = look<kStep>(n, slot * kStep, at + lane < end);
+    while (at < end && filled + min(int64_t{32}, end - at) * kStep <= Sort::kSegment) {
+      const uint32_t number = static_cast<uint32_t>((at + lane) * kStep);
+      at += 32;
+      n += step_n;
+      slot += step_slot;
+      if (slot >= width) slot -= width, ++n;
+      const Look next = look<kStep>(n, slot * kStep, at + lane < end);
+#pragma unroll
+      for (int i = 0; i < kStep; ++i) {
+        const int token = now.winner[i] - static_cast<int>(first);
+        const bool hit = now.winner[i] >= 0 && static_cast<unsigned>(token) < static_cast<unsigned>(tokens);
+        const unsigned votes = __ballot_sync(~0u, hit);
+        if (hit) {
+          const int place = base + filled + __popc(votes & ((1u << lane) - 1));
+          shared.sort.token[place] = static_cast<uint16_t>(token);
+          shared.number[place] = number + i;
+          shared.touched[token] = true;
+        }
+        filled += __popc(votes);
+      }
+      now = next;
+    }
+    __syncwarp();
+    if (lane == 0) {
+      shared.next[warp] = at;
+      shared.sort.count[warp] = filled;
+    }
+  }
+
+  __device__ __forceinline__ bool in_fours() const {
+    return problem.argmax_width % 4 == 0 && reinterpret_cast<uintptr_t>(args.argmax) % 16 == 0;
+  }
+
+  __device__ __forceinline__ void restart() {
+    const int64_t looks = candidates() / (in_fours() ? 4 : 1);
+    if (threadIdx.x < T::kWarps) shared.next[threadIdx.x] = looks * threadIdx.x / T::kWarps;
+    for (int i = threadIdx.x; i < kRowFeatures; i += T::kThreads) shared.sum[i] = 0.f;
+    __syncthreads();
+  }
+
+  // Whether every candidate has been looked at.
+  __device__ __forceinline__ bool collect_hits() {
+    const int warp = threadIdx.x / 32;
+    if (in_fours())
+      collect<4>(candidates());
+    else
+      collect<1>(candidates());
+    const int64_t looks = candidates() / (in_fours() ? 4 : 1);
+    return __syncthreads_and(shared.next[warp] >= looks * (warp + 1) / T::kWarps);
+  }
+
+  __device__ __forceinline__ int64_t candidates() const {
+    return tokens ? (range.to - range.from) * problem.argmax_width : 0;
+  }
+
+  // Summing.
 
   // The sum of a token's row is complete for this chunk.
   __device__ __forceinline__ void finish_row(int token, const LaneSum& sum) {
@@ -96,12 +183,11 @@ struct DocumentSlice {
     store_row(args.grad_documents, own, row, k, sum);
   }
 
-  // One run of equal winners is summed up: it goes out, or to the sums of the slice.
-  __device__ __forceinline__ void finish_run(int token, LaneSum& sum, bool only) {
-    if (!T::kSums || only) return finish_row(token, sum);
-    float* to = shared.sums[token];
+  // One run of equal winners is summed up.
+  __device__ __forceinline__ void finish_run(int token, LaneSum& sum) {
+    if (!overflows) return finish_row(token, sum);
 #pragma unroll
-    for (int i = 0; i < kLaneFeatures; ++i) to[group.lane + i * kRowLanes] += sum[i];
+    for (int i = 0; i < kLaneFeatures; ++i) shared.sum[group.lane + i * kRowLanes] += sum[i];
   }
 
   __device__ __forceinline__ void park(int token, const LaneSum& sum) {
@@ -110,42 +196,66 @@ struct DocumentSlice {
     if (group.lane == 0) shared.carry_token[group.index] = token;
   }
 
-  // Adds up `hits` collected query tokens. `only`: they are all that the slice has, so rows go out at once.
-  __device__ __forceinline__ void sum_hits(int hits, bool only) {
-    resolve(hits);
-    const uint16_t* order = shared.sort.run(shared.hits, hits, tokens);
+  // A hit's query token, looked up by one lane for its half warp.
+  struct Source {
+    int64_t row = 0;
+    float factor = 0.f;
+    int token = kNoToken;
+    bool inside = false;  // else there is no such token, whatever the argmax says
+  };
+  __device__ __forceinline__ Source source_of(int place) const {
+    Source out;
+    const uint32_t number = shared.number[place], width = static_cast<uint32_t>(problem.argmax_width);
+    const int64_t n = range.from + number / width;
+    const int slot = static_cast<int>(number % width);
+    const Span query = span_of(problem.queries, nth_partner(problem, args.by_document, false, segment, n));
+    out.token = shared.sort.token[place];
+    out.inside = slot < query.length;
+    if (!out.inside) return out;
+    out.row = query.begin + slot * problem.queries.token_stride;
+    out.factor = args.grad_scores[nth_pair(problem, args.by_document, false, segment, n)];
+    if (problem.normalize) out.factor *= args.query_norms[query.first_row + slot];
+    return out;
+  }
+
+  // Adds up the collected hits for one chunk of features.
+  __device__ __forceinline__ void sum_hits(const uint16_t* order, int hits) {
     const int from = hits * group.index / T::kGroups, to = hits * (group.index + 1) / T::kGroups;
-    int current = from < to ? shared.hits[order[from]].token : kNoToken;
+    const uint16_t* token_of = shared.sort.token;
+    int current = from < to ? token_of[order[from]] : kNoToken;
     // A run that began in an earlier share is finished there.
-    bool foreign = from < to && from > 0 && shared.hits[order[from - 1]].token == current;
+    bool foreign = from < to && from > 0 && token_of[order[from - 1]] == current;
     if (group.lane == 0) shared.carry_token[group.index] = from < to ? kNoToken : kEmptyShare;
     LaneSum sum = {};
 #pragma unroll 1
-    for (int i = from; i < to; i += Rows::kBatch) {
-      typename Rows::Raw raw[Rows::kBatch];
-      float factor[Rows::kBatch];
-      int token[Rows::kBatch];
+    for (int i0 = from; i0 < to; i0 += kRowLanes) {
+      Source mine;
+      if (i0 + group.lane < to) mine = source_of(order[i0 + group.lane]);
+      const unsigned inside = __ballot_sync(group.mask, mine.inside) >> (threadIdx.x & 16);
+      const int count = min(kRowLanes, to - i0);
+#pragma unroll 1
+      for (int s = 0; s < count; s += Rows::kBatch) {
+        typename Rows::Raw raw[Rows::kBatch];
 #pragma unroll
-      for (int u = 0; u < Rows::kBatch; ++u) {
-        const bool present = i + u < to;
-        const Hit hit = shared.hits[order[present ? i + u : to - 1]];
-        raw[u] = Rows::fetch(problem.queries, hit.row, k, present && hit.row != kNoRow);
-        factor[u] = present ? hit.factor : 0.f;
-        token[u] = hit.token;
-      }
+        for (int u = 0; u < Rows::kBatch; ++u)
+          raw[u] = Rows::fetch(problem.queries, __shfl_sync(group.mask, mine.row, s + u, kRowLanes), k,
+                               inside >> (s + u) & 1);
 #pragma unroll
-      for (int u = 0; u < Rows::kBatch; ++u) {
-        if (token[u] != current) {
-          if (foreign)
-            park(current, sum);
-          else
-            finish_run(current, sum, only);
-          foreign = false;
-          current = token[u];
+        for (int u = 0; u < Rows::kBatch; ++u) {
+          const int token = __shfl_sync(group.mask, mine.token, s + u, kRowLanes);
+          const float factor = __shfl_sync(group.mask, mine.factor, s + u, kRowLanes);
+          if (token != current && token != kNoToken) {
+            if (foreign)
+              park(current, sum);
+            else
+              finish_run(current, sum);
+            foreign = false;
+            current = token;
 #pragma unroll
-          for (int j = 0; j < kLaneFeatures; ++j) sum[j] = 0.f;
+            for (int j = 0; j < kLaneFeatures; ++j) sum[j] = 0.f;
+          }
+          Rows::add(raw[u], factor, sum);
         }
-        Rows::add(raw[u], factor[u], sum);
       }
     }
     if (foreign) park(current, sum);
@@ -158,7 +268,7 @@ struct DocumentSlice {
 #pragma unroll
         for (int i = 0; i < kLaneFeatures; ++i) sum[i] += shared.carry[next][group.lane + i * kRowLanes];
       }
-      finish_run(current, sum, only);
+      finish_run(current, sum);
     }
     __syncthreads();
   }
@@ -166,11 +276,10 @@ struct DocumentSlice {
   // Rows of the slice that nothing won; those behind the document's end too, where the side is padded.
   __device__ __forceinline__ void write_zeros(int rows) {
     if (k >= own.dim) return;
-    const int64_t row_bytes = own.dim * element_size(own.dtype);
-    char* out =
-        static_cast<char*>(args.grad_documents) + (first_row + group.index) * row_bytes + k * element_size(own.dtype);
-    const int64_t left = own.dim - k;
-    const int bytes = static_cast<int>((left < kLaneFeatures ? left : kLaneFeatures) * element_size(own.dtype));
+    const int size = static_cast<int>(element_size(own.dtype));
+    const int64_t row_bytes = own.dim * size, left = own.dim - k;
+    char* out = static_cast<char*>(args.grad_documents) + (first_row + group.index) * row_bytes + k * size;
+    const int bytes = static_cast<int>(left < kLaneFeatures ? left : kLaneFeatures) * size;
     const bool vectors = own.dim % kLaneFeatures == 0;
     for (int token = group.index; token < rows; token += T::kGroups, out += T::kGroups * row_bytes) {
       if (token < tokens && shared.touched[token]) continue;
@@ -183,161 +292,49 @@ struct DocumentSlice {
     }
   }
 
-  __device__ __forceinline__ void write_sums() {
-    for (int token = group.index; token < tokens; token += T::kGroups) {
-      if (!shared.touched[token]) continue;
-      LaneSum sum;
-#pragma unroll
-      for (int i = 0; i < kLaneFeatures; ++i) sum[i] = shared.sums[token][group.lane + i * kRowLanes];
-      finish_row(token, sum);
-    }
-  }
-
-  // A candidate is one query token of one pair of the document; candidates are numbered pair by pair.
-  struct Step {
-    int64_t pairs;
-    int slots;
-  };
-  struct Candidate {
-    int64_t n;
-    int slot;
-  };
-  __device__ __forceinline__ Step step_of(int candidates) const {
-    const int64_t pairs = quotient(candidates, problem.argmax_width);
-    return {pairs, static_cast<int>(candidates - pairs * problem.argmax_width)};
-  }
-  __device__ __forceinline__ Candidate advance(Candidate c, Step by) const {
-    c.n += by.pairs;
-    c.slot += by.slots;
-    if (c.slot >= problem.argmax_width) c.slot -= static_cast<int>(problem.argmax_width), ++c.n;
-    return c;
-  }
-
-  // The winners of this thread's candidates in one window, as tokens of the slice. A warp's candidates are neighbours.
-  struct Window {
-    int token[T::kLooks];
-  };
-  __device__ __forceinline__ Window look(Candidate c, int64_t end, Step next) const {
-    Window window;
-#pragma unroll
-    for (int j = 0; j < T::kLooks; ++j) {
-      window.token[j] = kNoToken;
-      if (c.n < end) {
-        const int64_t pair = nth_pair(problem, args.by_document, false, segment, c.n);
-        const int64_t token = args.argmax[pair * problem.argmax_width + c.slot] - first;
-        if (token >= 0 && token < tokens) window.token[j] = static_cast<int>(token);
-      }
-      c = advance(c, next);
-    }
-    return window;
-  }
-
-  // Appends the window's hits in the order of their numbers; how many there are then.
-  __device__ __forceinline__ int append(Candidate c, Step next, const Window& window, int filled, int parity) {
-    constexpr int kWarps = T::kThreads / 32;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    unsigned votes[T::kLooks];
-    int own_total = 0;
-#pragma unroll
-    for (int j = 0; j < T::kLooks; ++j) {
-      votes[j] = __ballot_sync(~0u, window.token[j] != kNoToken);
-      own_total += __popc(votes[j]);
-    }
-    if (lane == 0) shared.looks[parity][warp] = own_total;
-    __syncthreads();
-    int place = filled;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      const int count = shared.looks[parity][w];
-      if (w < warp) place += count;
-      filled += count;
-    }
-#pragma unroll
-    for (int j = 0; j < T::kLooks; ++j) {
-      if (window.token[j] != kNoToken) {
-        const int at = place + __popc(votes[j] & ((1u << lane) - 1));
-        shared.hits[at] = {c.n, __int_as_float(c.slot), window.token[j]};
-        shared.touched[window.token[j]] = true;
-      }
-      place += __popc(votes[j]);
-      c = advance(c, next);
-    }
-    return filled;
-  }
-
-  // From candidates to rows and factors: every lane has a hit here, where hardly any candidate was one.
-  __device__ __forceinline__ void resolve(int hits) {
-    for (int i = threadIdx.x; i < hits; i += T::kThreads) {
-      Hit hit = shared.hits[i];
-      const int64_t n = hit.row;
-      const int slot = __float_as_int(hit.factor);
-      const Span query = span_of(problem.queries, nth_partner(problem, args.by_document, false, segment, n));
-      hit.row = kNoRow;
-      hit.factor = 0.f;
-      if (slot < query.length) {  // else there is no such token, whatever the argmax says
-        hit.row = query.begin + slot * problem.queries.token_stride;
-        hit.factor = args.grad_scores[nth_pair(problem, args.by_document, false, segment, n)];
-        if (problem.normalize) hit.factor *= args.query_norms[query.first_row + slot];
-      }
-      shared.hits[i] = hit;
-    }
-  }
-
-  // All hits of the slice, for one chunk of features in one pass.
-  __device__ __forceinline__ void collect_and_sum(PairRange range, int rows) {
-    const Step look_step = step_of(32), window_step = step_of(T::kWindow);
-    Candidate c = advance({range.from, 0}, step_of(threadIdx.x / 32 * (T::kLooks * 32) + threadIdx.x % 32));
-    int64_t windows = tokens ? ((range.to - range.from) * problem.argmax_width + T::kWindow - 1) / T::kWindow : 0;
-    bool summed = false;
-    int filled = 0, parity = 0;
-    Window window = look(c, windows ? range.to : 0, look_step);
-    if (windows == 0 && projection.writes(pass)) write_zeros(rows);
-    for (; windows > 0; --windows, parity ^= 1) {
-      const Candidate later = advance(c, window_step);
-      const Window next = look(later, range.to, look_step);
-      filled = append(c, look_step, window, filled, parity);
-      c = later;
-      window = next;
-      const bool last = windows == 1;
-      if (!last && (!T::kSums || filled <= T::kCapacity - T::kWindow)) continue;
-      if (T::kSums && !last && !summed) {
-        for (int i = threadIdx.x; i < T::kSummedTokens * kRowFeatures; i += T::kThreads) shared.sums[0][i] = 0.f;
-        summed = true;
-      }
-      __syncthreads();
-      if (last && projection.writes(pass)) write_zeros(rows);
-      if (filled) sum_hits(filled, last && !summed);
-      filled = 0;
-    }
-    if (T::kSums && summed) write_sums();
-    __syncthreads();
-  }
-
-  __device__ __forceinline__ void run(int64_t own_segment, int64_t slice_first, int slice_tokens) {
-    segment = own_segment;
+  // Tokens [slice_first, slice_first + rows) of the document, of which it need not have all. False, with nothing
+  // written, where they have more hits than fit. What one token has is summed in any case, if need be in several
+  // collections whose sum stays in shared memory.
+  __device__ __forceinline__ bool run(const Span& span, int64_t slice_first, int rows) {
     first = slice_first;
-    const Span span = span_of(own, segment);
     const int64_t left = span.length - first;
-    tokens = static_cast<int>(left < 0 ? 0 : left < slice_tokens ? left : slice_tokens);
+    tokens = static_cast<int>(left < 0 ? 0 : left < rows ? left : rows);
     begin = span.begin + first * own.token_stride;
-    norm_row = first_row = span.first_row + first;
-    int rows = tokens;
-    if (!own.packed()) {
-      const int64_t row_left = own.extent - first;
-      rows = static_cast<int>(row_left < slice_tokens ? row_left : slice_tokens);
-      first_row = segment * own.extent + first;
-    }
+    norm_row = span.first_row + first;
+    first_row = own.packed() ? norm_row : segment * own.extent + first;
+    __syncthreads();
     for (int i = threadIdx.x; i < tokens; i += T::kThreads) {
       shared.touched[i] = false;
       shared.dots[i] = 0.f;
     }
-    __syncthreads();
-    const PairRange range = pairs_of(problem, args.by_document, false, segment);
-    for (pass = 0; pass < projection.passes; ++pass)
-      for (int64_t chunk = 0; chunk < projection.chunks; ++chunk) {
-        k = chunk * kRowFeatures + group.lane * kLaneFeatures;
-        collect_and_sum(range, rows);
+    const uint16_t* order = nullptr;
+    const int chunks = static_cast<int>(projection.chunks), steps = projection.passes * chunks;
+    bool from_start = true, more = true;
+    overflows = false;
+    for (int step = 0; step < steps;) {
+      if (from_start) restart();
+      if (more) {
+        more = !collect_hits();
+        if (more && rows > 1) return false;
+        overflows |= more;
+        order = shared.sort.run(shared.starts, tokens);
       }
+      pass = step / chunks;
+      k = (step - pass * chunks) * kRowFeatures + group.lane * kLaneFeatures;
+      if (!overflows && projection.writes(pass)) write_zeros(rows);
+      sum_hits(order, shared.sort.total());
+      from_start = false;
+      if (more) continue;
+      if (overflows && group.index == 0) {
+        LaneSum sum;
+#pragma unroll
+        for (int i = 0; i < kLaneFeatures; ++i) sum[i] = shared.sum[group.lane + i * kRowLanes];
+        finish_row(0, sum);
+      }
+      ++step;
+      from_start = more = overflows;
+    }
+    return true;
   }
 };
 
@@ -349,9 +346,23 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
   DocumentSlice<T, Rows> slice(args, *reinterpret_cast<DocumentShared<T>*>(memory));
   const Segments& own = args.problem.documents;
   for (int64_t segment = blockIdx.x; segment < own.count; segment += gridDim.x) {
-    const int64_t rows = own.packed() ? span_of(own, segment).length : own.extent;
-    for (int64_t first = int64_t{blockIdx.y} * slice_tokens; first < rows; first += int64_t{gridDim.y} * slice_tokens)
-      slice.run(segment, first, slice_tokens);
+    const Span span = span_of(own, segment);
+    const int64_t extent = own.packed() ? span.length : own.extent;
+    slice.segment = segment;
+    slice.range = pairs_of(args.problem, args.by_document, false, segment);
+    for (int64_t first = int64_t{blockIdx.y} * slice_tokens; first < extent;
+         first += int64_t{gridDim.y} * slice_tokens) {
+      // Slices with too many hits are halved until they fit.
+      const int64_t end = min(first + slice_tokens, extent);
+      int64_t size = end - first;
+      for (int64_t at = first; at < end;) {
+        size = min(size, end - at);
+        if (slice.run(span, at, static_cast<int>(size)))
+          at += size;
+        else
+          size = (size + 1) / 2;
+      }
+    }
   }
 }
 

@@ -32,15 +32,17 @@ void launch_queries(const BackwardArgs& args, cudaStream_t stream) {
 }
 
 template <typename T, typename Rows>
-void launch_slices(const BackwardArgs& args, cudaStream_t stream) {
+void launch_slices(const BackwardArgs& args, int64_t hits, cudaStream_t stream) {
   const Segments& documents = args.problem.documents;
   // What a document has on average is all that is known of packed ones; blocks go on to further slices.
-  const int64_t rows = documents.packed() ? ceil_div(documents.extent, documents.count) : documents.extent;
-  // A few slices for every block that the chip holds, but none so small that collecting costs more than writing.
+  const int64_t rows =
+      std::max<int64_t>(1, documents.packed() ? ceil_div(documents.extent, documents.count) : documents.extent);
+  // Slices for every block that the chip holds, twice over, but none so small that collecting costs more than summing.
   const int64_t wanted = ceil_div(documents.count * rows, 2ll * T::kBlocks * current_device().sms);
-  int64_t slice = std::min<int64_t>(T::kTokens, std::max<int64_t>(16, wanted));
-  const int64_t slices = std::max<int64_t>(1, ceil_div(rows, slice));
-  if (!documents.packed()) slice = std::max<int64_t>(1, ceil_div(rows, slices));
+  const int64_t fitting = T::kCapacity * 2 / 3 * rows / std::max<int64_t>(1, hits);
+  int64_t slice = std::min<int64_t>(T::kTokens, std::max<int64_t>(16, std::min(wanted, fitting)));
+  const int64_t slices = ceil_div(rows, slice);
+  if (!documents.packed()) slice = ceil_div(rows, slices);
   constexpr int kBytes = sizeof(DocumentShared<T>);
   static bool prepared[kDevices];
   bool& ready = prepared[current_device().index];
@@ -56,11 +58,14 @@ void launch_slices(const BackwardArgs& args, cudaStream_t stream) {
 template <typename Rows>
 void launch_documents(const BackwardArgs& args, cudaStream_t stream) {
   const Problem& problem = args.problem;
-  const bool listed = problem.pairing == Pairing::list;  // any number of pairs may name one document
-  const int64_t hits = problem.argmax_width * (problem.pairing == Pairing::slab ? 1 : problem.queries.count);
-  if (!listed && hits <= FewHits::kCapacity) return launch_slices<FewHits, Rows>(args, stream);
-  if (!listed && hits <= SomeHits::kCapacity) return launch_slices<SomeHits, Rows>(args, stream);
-  launch_slices<ManyHits, Rows>(args, stream);
+  const int64_t pairs = problem.pairing == Pairing::cross  ? problem.queries.count
+                        : problem.pairing == Pairing::slab ? 1
+                                                           : ceil_div(problem.pairs, problem.documents.count);
+  const int64_t hits = pairs * problem.argmax_width;  // of a document; of a listed one on average
+  const int64_t most = problem.pairing == Pairing::list ? problem.pairs * problem.argmax_width : hits;
+  if (most >> 32) throw std::runtime_error("one document may meet no more than 2^32 query tokens in a backward");
+  if (most <= FewHits::kCapacity) return launch_slices<FewHits, Rows>(args, hits, stream);
+  launch_slices<ManyHits, Rows>(args, hits, stream);
 }
 
 // `side` is the one that is read: the other's gradient is summed.
