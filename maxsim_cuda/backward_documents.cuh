@@ -64,54 +64,66 @@ struct DocumentSlice {
   __device__ DocumentSlice(const BackwardArgs& args, DocumentShared<T>& shared)
       : args(args), problem(args.problem), own(args.problem.documents), shared(shared), projection(args.problem) {}
 
-  // Collecting. A candidate is one query token of one of the document's pairs, numbered pair by pair. Warps look at
-  // kStep of a lane at a time, through neighbouring shares of the candidates, each into its own segment.
+  // Collecting. A candidate is one query token of one of the document's pairs, numbered pair by pair; a unit is kStep
+  // of them that lie together. Warps look through neighbouring shares of the units, 128 candidates at a time, and
+  // collect into segments of their own.
 
+  struct Cursor {
+    int64_t n;
+    int slot;  // in units
+  };
   struct Look {
     int winner[4];
   };
   template <int kStep>
-  __device__ __forceinline__ Look look(int64_t n, int slot, bool present) const {
+  __device__ __forceinline__ Look look(Cursor& c, int64_t unit, int64_t end) const {
+    const int width = static_cast<int>(problem.argmax_width) / kStep, step_n = 32 / width;
     Look out = {{-1, -1, -1, -1}};
-    if (!present) return out;
-    const int32_t* from =
-        args.argmax + nth_pair(problem, args.by_document, false, segment, range.from + n) * problem.argmax_width + slot;
-    if (kStep == 4) {
-      const int4 four = __ldg(reinterpret_cast<const int4*>(from));
-      return {{four.x, four.y, four.z, four.w}};
+#pragma unroll
+    for (int i = 0; i < 4; i += kStep, unit += 32) {
+      if (unit < end) {
+        const int64_t pair = nth_pair(problem, args.by_document, false, segment, range.from + c.n);
+        const int32_t* from = args.argmax + pair * problem.argmax_width + c.slot * kStep;
+        if constexpr (kStep == 4) {
+          const int4 four = __ldg(reinterpret_cast<const int4*>(from));
+          out = {{four.x, four.y, four.z, four.w}};
+        } else {
+          out.winner[i] = __ldg(from);
+        }
+      }
+      c.n += step_n;
+      c.slot += 32 - step_n * width;
+      if (c.slot >= width) c.slot -= width, ++c.n;
     }
-    out.winner[0] = __ldg(from);
     return out;
   }
 
   // Goes on from `next` until all candidates have been looked at, or the segment might overflow.
   template <int kStep>
-  __device__ __forceinline__ void collect(int64_t candidates) {
+  __device__ __forceinline__ void collect(int64_t units) {
     using Sort = typename DocumentShared<T>::Sort;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, width = static_cast<int>(problem.argmax_width) / kStep;
-    const int64_t looks = candidates / kStep, end = looks * (warp + 1) / T::kWarps;
+    constexpr int kUnits = 128 / kStep;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, base = warp * Sort::kSegment;
+    const int64_t end = units * (warp + 1) / T::kWarps, width = problem.argmax_width / kStep;
     int64_t at = shared.next[warp];
-    int64_t n = quotient(at + lane, width);
-    int slot = static_cast<int>(at + lane - n * width), filled = 0;
-    const int step_n = 32 / width, step_slot = 32 - step_n * width;
-    const int base = warp * Sort::kSegment;
-    Look now = look<kStep>(n, slot * kStep, at + lane < end);
-    while (at < end && filled + min(int64_t{32}, end - at) * kStep <= Sort::kSegment) {
+    Cursor c;
+    c.n = quotient(at + lane, width);
+    c.slot = static_cast<int>(at + lane - c.n * width);
+    int filled = 0;
+    Look now = look<kStep>(c, at + lane, end);
+    while (at < end && filled + min(int64_t{kUnits}, end - at) * kStep <= Sort::kSegment) {
       const uint32_t number = static_cast<uint32_t>((at + lane) * kStep);
-      at += 32;
-      n += step_n;
-      slot += step_slot;
-      if (slot >= width) slot -= width, ++n;
-      const Look next = look<kStep>(n, slot * kStep, at + lane < end);
+      at += kUnits;
+      const Look next = look<kStep>(c, at + lane, end);
 #pragma unroll
-      for (int i = 0; i < kStep; ++i) {
+      for (int i = 0; i < 4; ++i) {
         const int token = now.winner[i] - static_cast<int>(first);
         const bool hit = now.winner[i] >= 0 && static_cast<unsigned>(token) < static_cast<unsigned>(tokens);
         const unsigned votes = __ballot_sync(~0u, hit);
         if (hit) {
           const int place = base + filled + __popc(votes & ((1u << lane) - 1));
           shared.sort.token[place] = static_cast<uint16_t>(token);
-          shared.number[place] = number + i;
+          shared.number[place] = number + i * (kStep == 4 ? 1 : 32);
           shared.touched[token] = true;
         }
         filled += __popc(votes);
@@ -128,10 +140,12 @@ struct DocumentSlice {
   __device__ __forceinline__ bool in_fours() const {
     return problem.argmax_width % 4 == 0 && reinterpret_cast<uintptr_t>(args.argmax) % 16 == 0;
   }
+  __device__ __forceinline__ int64_t units() const {
+    return tokens ? (range.to - range.from) * problem.argmax_width / (in_fours() ? 4 : 1) : 0;
+  }
 
   __device__ __forceinline__ void restart() {
-    const int64_t looks = candidates() / (in_fours() ? 4 : 1);
-    if (threadIdx.x < T::kWarps) shared.next[threadIdx.x] = looks * threadIdx.x / T::kWarps;
+    if (threadIdx.x < T::kWarps) shared.next[threadIdx.x] = units() * threadIdx.x / T::kWarps;
     for (int i = threadIdx.x; i < kRowFeatures; i += T::kThreads) shared.sum[i] = 0.f;
     __syncthreads();
   }
@@ -140,15 +154,10 @@ struct DocumentSlice {
   __device__ __forceinline__ bool collect_hits() {
     const int warp = threadIdx.x / 32;
     if (in_fours())
-      collect<4>(candidates());
+      collect<4>(units());
     else
-      collect<1>(candidates());
-    const int64_t looks = candidates() / (in_fours() ? 4 : 1);
-    return __syncthreads_and(shared.next[warp] >= looks * (warp + 1) / T::kWarps);
-  }
-
-  __device__ __forceinline__ int64_t candidates() const {
-    return tokens ? (range.to - range.from) * problem.argmax_width : 0;
+      collect<1>(units());
+    return __syncthreads_and(shared.next[warp] >= units() * (warp + 1) / T::kWarps);
   }
 
   // Summing.

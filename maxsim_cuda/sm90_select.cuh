@@ -109,7 +109,8 @@ void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
       documents.packed() ? ceil_div(documents.extent, std::max<int64_t>(documents.count, 1)) : documents.extent;
   if (blocks <= 2) {
     if constexpr (!kArgmax && kColumns == Columns::plain && kAtoms == 2)
-      if (args.count >= 32 * current_device().sms) return launch<Sm90Long<kAtoms>, T, kArgmax, kColumns>(args, stream);
+      if (args.problem.pairing != Pairing::list && args.count >= 32 * current_device().sms)
+        return launch<Sm90Long<kAtoms>, T, kArgmax, kColumns>(args, stream);
     return launch<Sm90Lean<kAtoms>, T, kArgmax, kColumns>(args, stream);
   }
   if (blocks <= 4) {
