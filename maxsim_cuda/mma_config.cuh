@@ -35,14 +35,9 @@ struct MmaConfig {
   static_assert(N <= 160, "five words of kept bits");
 };
 
-// One short query. The tile is as wide as it is so that reading the queries again for each costs little.
-template <bool kStream>
-using MmaLean = MmaConfig<false, kStream, 1, 2, 4, 4>;
-// Up to 64 query tokens for each document token: still bound by memory, so no row idles.
-using MmaMiddle = MmaConfig<false, false, 1, 4, 4, 4>;
-// Products decide: 64 x 64 a warp reads 64 bytes of shared memory a clock, half of what there is. Two blocks an SM.
-using MmaWide = MmaConfig<false, false, 2, 4, 2, 8>;
-// The same with queries in the ring; 96 tokens, so that three stages fit 99 KB.
+// One short query, which comes through the ring too.
+using MmaLeanStream = MmaConfig<false, true, 1, 2, 4, 4>;
+// Products decide; 96 tokens, so that three stages fit 99 KB.
 using MmaWideStream = MmaConfig<false, true, 2, 4, 2, 6>;
 // Split operands are twice the bytes and three products, and each thread keeps its products twice, of the chunk and of
 // all chunks. More than 64 rows would share the cost of splitting a token, but two blocks an SM are then all there is

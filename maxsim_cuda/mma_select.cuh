@@ -2,11 +2,14 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
+#include <map>
+#include <mutex>
+#include <utility>
 
 #include "check.h"
 #include "launch.h"
 #include "mma_forward.cuh"
+#include "mma_rows.cuh"
 #include "mma_select.h"
 
 namespace maxsim {
@@ -26,18 +29,28 @@ int stages_that_fit() {
   return 0;
 }
 
+// Blocks of a kernel that an SM holds. Asked of the driver once, for each device, as attributes belong to one: a kernel
+// always has the same shared memory there.
+template <class Kernel>
+int blocks_an_sm(Kernel kernel, int threads, int bytes) {
+  static std::mutex guard;
+  static std::map<std::pair<const void*, int>, int> known;
+  const std::lock_guard<std::mutex> lock(guard);
+  int& blocks = known[{reinterpret_cast<const void*>(kernel), current_device().index}];
+  if (!blocks) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+          "shared memory of a kernel");
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, bytes), "blocks of a kernel");
+    blocks = std::max(1, blocks);
+  }
+  return blocks;
+}
+
 template <class C, class T, bool kArgmax>
 void launch(const ForwardArgs& args, cudaStream_t stream) {
   const auto kernel = mma_forward<C, T, kArgmax>;
   const int stages = stages_that_fit<C>(), bytes = C::shared_bytes(stages);
-  static std::atomic<int> known[kDevices];  // blocks an SM holds, which belongs to a device as attributes do
-  int per_sm = known[current_device().index];
-  if (!per_sm) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-          "shared memory of mma_forward");
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, C::kThreads, bytes), "mma_forward");
-    known[current_device().index] = per_sm = std::max(1, per_sm);
-  }
+  const int per_sm = blocks_an_sm(kernel, C::kThreads, bytes);
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
   kernel<<<static_cast<unsigned>(std::min<int64_t>(units, int64_t{current_device().sms} * per_sm)), C::kThreads, bytes,
@@ -57,17 +70,48 @@ bool streams(const ForwardArgs& args) {
   return args.problem.queries.dim > 2 * kChunk || args.problem.pairing == Pairing::list;
 }
 
+// Tokens of a tile, a multiple of kColumns: as many as leave room for kPerSm blocks, so that what a tile costs by
+// itself is shared by many. Fewer blocks where not even the narrowest fits as often.
+template <class C>
+int width_that_fits() {
+  const Device& device = current_device();
+  for (int width = C::N;; width -= C::kColumns) {
+    const int bytes = C::shared_bytes(width) + static_cast<int>(sizeof(MmaRowsShared<C>));
+    if (width == C::kColumns || (bytes <= device.shared_bytes && C::kPerSm * (bytes + 1024) <= device.sm_shared_bytes))
+      return width;
+  }
+}
+
+template <class C, class T, bool kArgmax>
+void launch_rows(const ForwardArgs& args, cudaStream_t stream) {
+  const auto kernel = mma_rows_forward<C, T, kArgmax>;
+  const int width = width_that_fits<C>(), bytes = C::shared_bytes(width);
+  const bool cross = args.problem.pairing == Pairing::cross;
+  const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kWarps) : 1);
+  const int64_t places = int64_t{current_device().sms} * blocks_an_sm(kernel, C::kThreads, bytes);
+  kernel<<<static_cast<unsigned>(std::min(units, places)), C::kThreads, bytes, stream>>>(args, width);
+  check(cudaGetLastError(), "mma_rows_forward");
+}
+
+template <class C, class T>
+void launch_rows_form(const ForwardArgs& args, cudaStream_t stream) {
+  args.argmax ? launch_rows<C, T, true>(args, stream) : launch_rows<C, T, false>(args, stream);
+}
+
+template <class T, int kSteps>
+void select_rows(const ForwardArgs& args, cudaStream_t stream) {
+  if (blocks_per_document(args) <= 1) return launch_rows_form<MmaRowsLean<kSteps>, T>(args, stream);
+  launch_rows_form<MmaRowsWide<kSteps>, T>(args, stream);
+}
+
 // Operands that are multiplied as they are.
 template <class T>
 void select_plain(const ForwardArgs& args, cudaStream_t stream) {
-  const int64_t blocks = blocks_per_document(args);
-  if (streams(args)) {
-    if (blocks <= MmaLean<true>::kBlocks) return launch_form<T, MmaLean<true>>(args, stream);
-    return launch_form<T, MmaWideStream, MmaLean<true>>(args, stream);
-  }
-  if (blocks <= MmaLean<false>::kBlocks) return launch_form<T, MmaLean<false>>(args, stream);
-  if (blocks <= MmaMiddle::kBlocks) return launch_form<T, MmaMiddle>(args, stream);
-  launch_form<T, MmaWide, MmaMiddle>(args, stream);
+  const int64_t dim = args.problem.queries.dim;
+  if (dim <= 2 * kStepFeatures) return select_rows<T, 2>(args, stream);
+  if (dim <= 4 * kStepFeatures) return select_rows<T, 4>(args, stream);
+  if (blocks_per_document(args) <= MmaLeanStream::kBlocks) return launch_form<T, MmaLeanStream>(args, stream);
+  launch_form<T, MmaWideStream, MmaLeanStream>(args, stream);
 }
 
 }  // namespace

@@ -35,11 +35,11 @@ class UnitWalk {
 
   __device__ __forceinline__ bool cross() const { return cross_; }
 
-  // Several warps may walk together: `sync` brings them to one place.
+  // Several warps may walk together: `sync` brings them to one place. Null at the end; else valid until the next call.
   template <class Sync>
-  __device__ __forceinline__ bool next(Unit& unit, Sync sync) {
+  __device__ __forceinline__ const Unit* next(Sync sync) {
     if (at_ == batch_) {
-      if (base_ >= to_) return false;
+      if (base_ >= to_) return nullptr;
       sync();  // the last of the units before has been read
       const int64_t mine = base_ + threadIdx.x % 32 * step_;
       ahead_[threadIdx.x % 32] = look_up(mine, mine + step_);
@@ -48,8 +48,13 @@ class UnitWalk {
       base_ += 32 * step_;
       sync();
     }
-    unit = ahead_[at_++];
-    return true;
+    return &ahead_[at_++];
+  }
+  template <class Sync>
+  __device__ __forceinline__ bool next(Unit& unit, Sync sync) {
+    const Unit* found = next(sync);
+    if (found) unit = *found;
+    return found;
   }
 
  private:

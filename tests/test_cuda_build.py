@@ -52,8 +52,8 @@ def test_no_product_of_the_hopper_forward_is_serialised(cuda: toolchain.Cuda, tm
 
 # What a file is compiled for, the tensor core instruction that its kernels stand on, and how many kernels there are.
 PRODUCTS = {
-    "mma_f16.cu": [("75", "mma.sync.aligned.m16n8k8", 10)],
-    "mma_bf16.cu": [("80", "mma.sync.aligned.m16n8k16.row.col.f32.bf16", 10)],
+    "mma_f16.cu": [("75", "mma.sync.aligned.m16n8k8", 12)],
+    "mma_bf16.cu": [("80", "mma.sync.aligned.m16n8k16.row.col.f32.bf16", 12)],
     "mma_split.cu": [("75", "mma.sync.aligned.m16n8k8", 8)],
     "sm90_bf16.cu": [("90a", "wgmma.mma_async.sync.aligned", 30)],
     "sm90_split.cu": [("90a", "wgmma.mma_async.sync.aligned", 8)],
@@ -86,5 +86,5 @@ def test_products_stay_in_registers(cuda: toolchain.Cuda, tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", done.stdout + done.stderr)]
-    assert len(spilled) >= 10, "the assembler no longer reports what it does"
+    assert len(spilled) >= 12, "the assembler no longer reports what it does"
     assert max(spilled) <= 64

@@ -1,0 +1,165 @@
+// Operands of mma.sync that are read in pieces of 16 bytes, straight from global memory or from shared, and what a warp
+// makes of its 32 query rows.
+#pragma once
+
+#include "blocks.cuh"
+#include "ptx/cp_async.cuh"
+#include "ptx/mma.cuh"
+#include "row_max.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+constexpr int kStepFeatures = 32;  // of two products: lane l has the 16 bytes of row l / 4 from feature 8 (l % 4) on
+
+// The order of features within a product is free as long as both sides have the same.
+template <class T>
+__device__ __forceinline__ void multiply_step(float* products, const uint32_t (&rows)[2][4], const uint4& token) {
+  const uint32_t b[2][2] = {{token.x, token.y}, {token.z, token.w}};
+  float (&c)[4] = reinterpret_cast<float (&)[4]>(*products);
+  ptx::mma<T>(c, rows[0], b[0]);
+  ptx::mma<T>(c, rows[1], b[1]);
+}
+
+// Sum of squares of a row, by the four lanes that share it. Every kernel takes it in this order.
+template <class T, int kSteps>
+__device__ __forceinline__ float square_of(const uint4 (&pieces)[kSteps]) {
+  float square = 0.f;
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    const T* part = reinterpret_cast<const T*>(&pieces[step]);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) square = fmaf(static_cast<float>(part[i]), static_cast<float>(part[i]), square);
+  }
+  square += __shfl_xor_sync(~0u, square, 1);
+  return square + __shfl_xor_sync(~0u, square, 2);
+}
+
+// One side, read in pieces.
+struct Pieces {
+  const Segments& side;
+  bool aligned;  // a piece is one access
+
+  __device__ __forceinline__ explicit Pieces(const Segments& side_) : side(side_) {
+    const int64_t strides = side.token_stride | side.segment_stride.inner | side.segment_stride.outer | side.dim;
+    aligned = side.feature_stride == 1 && ((reinterpret_cast<uintptr_t>(side.data) | strides * 2) & 15) == 0;
+  }
+
+  __device__ __forceinline__ const char* at(int64_t element) const {
+    return static_cast<const char*>(side.data) + element * 2;
+  }
+
+  // Piece `piece` of the row that begins at `row`; zeros behind the last feature.
+  __device__ __forceinline__ uint4 load(const char* row, int piece) const {
+    if (!aligned) return gather(row, piece);
+    return piece * 8 < side.dim ? __ldg(reinterpret_cast<const uint4*>(row) + piece) : make_uint4(0, 0, 0, 0);
+  }
+
+  __device__ __noinline__ uint4 gather(const char* row, int piece) const {
+    uint32_t words[4] = {};
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      if (piece * 8 + i < side.dim)
+        words[i / 2] |= uint32_t{reinterpret_cast<const uint16_t*>(row)[(piece * 8 + i) * side.feature_stride]}
+                        << (i % 2 * 16);
+    return make_uint4(words[0], words[1], words[2], words[3]);
+  }
+};
+
+// A block of query tokens in a warp's registers: two row tiles of 16.
+template <class T, int kSteps, bool kArgmax>
+struct QueryRows {
+  uint32_t operands[2][kSteps][2][4];  // in the order of the instruction, which wants four neighbouring registers
+  float scale[2][2];  // of rows lane / 4 of the upper and the lower half of each tile, where normalised
+  RowState<kArgmax> best[2];
+  bool any_token;
+
+  __device__ __forceinline__ void reset() {
+    best[0].reset();
+    best[1].reset();
+    any_token = false;
+  }
+
+  __device__ __forceinline__ void load(const ForwardArgs& args, const BlockInfo& block) {
+    const Pieces queries(args.problem.queries);
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = tile * 16 + half * 8 + lane / 4;
+        const char* from = queries.at(block.begin + row * args.problem.queries.token_stride);
+        uint4 pieces[kSteps];
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step)
+          pieces[step] = block.kept >> row & 1 ? queries.load(from, step * 4 + lane % 4) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+          // Shuffled to where they are: otherwise they stay in the registers that a wide load fills, and are moved
+          // before every product.
+          operands[tile][step][0][half] = __shfl_sync(~0u, pieces[step].x, lane);
+          operands[tile][step][0][2 + half] = __shfl_sync(~0u, pieces[step].y, lane);
+          operands[tile][step][1][half] = __shfl_sync(~0u, pieces[step].z, lane);
+          operands[tile][step][1][2 + half] = __shfl_sync(~0u, pieces[step].w, lane);
+        }
+        if (args.problem.normalize) scale[tile][half] = inverse_norm(square_of<T>(pieces));
+      }
+  }
+
+  // Products with 2 kCount document tokens, the first of which is `first`.
+  template <int kCount>
+  __device__ __forceinline__ void take(const float (&products)[2][kCount], int32_t first, bool full,
+                                       const uint32_t* bits) {
+    if constexpr (!kArgmax)
+      if (full && take_positive(products)) return;
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile)
+      take_products(products[tile], best[tile], first, threadIdx.x % 4 * 2, full, bits, ColumnScale<false>{});
+  }
+
+  // As take_positive_maxima, but both tiles ask together whether a maximum is negative.
+  template <int kCount>
+  __device__ __forceinline__ bool take_positive(const float (&products)[2][kCount]) {
+    int32_t top[4] = {INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN};
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i)
+#pragma unroll
+      for (int tile = 0; tile < 2; ++tile) {
+        int32_t& row = top[tile * 2 + i % 2];
+        row = __vimax3_s32(row, __float_as_int(products[tile][2 * i]), __float_as_int(products[tile][2 * i + 1]));
+      }
+    if (__any_sync(~0u, (top[0] | top[1] | top[2] | top[3]) < 0)) return false;
+#pragma unroll
+    for (int r = 0; r < 4; ++r) best[r / 2].best[r % 2] = max_nan(best[r / 2].best[r % 2], __int_as_float(top[r]));
+    return true;
+  }
+
+  // The document has met all rows.
+  __device__ __forceinline__ void finish(const ForwardArgs& args, const BlockInfo& block, int64_t target, bool valid) {
+    const int lane = threadIdx.x % 32, from = lane % 8 * 4;
+    float value = 0.f;
+    int32_t winner = -1;
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+      best[tile].reduce();
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float own = best[tile].best[half];
+        if (args.problem.normalize) own *= scale[tile][half];
+        own = __shfl_sync(~0u, own, from);
+        const int32_t other = kArgmax ? __shfl_sync(~0u, best[tile].winner[half], from) : 0;
+        if (lane / 8 == tile * 2 + half) value = own, winner = other;
+      }
+    }
+    if (block.query >= 0) {
+      const bool counts = block.kept >> lane & 1;
+      if (kArgmax)
+        write_winners(args, block, pair_of(args, block, target), lane, counts && any_token && valid ? winner : -1);
+      write_sums(args, block, target, lane == 0, sum_lanes(counts ? static_cast<double>(value) : 0.), valid, any_token);
+    }
+    reset();
+  }
+};
+
+}  // namespace cuda
+}  // namespace maxsim
