@@ -64,23 +64,27 @@ __device__ __forceinline__ bool token_kept(const Segments& side, const Span& spa
   return !side.mask || side.mask[span.mask_begin + token * side.mask_token_stride];
 }
 
-__device__ __forceinline__ float load_element(const Segments& side, int64_t element) {
-  switch (side.dtype) {
+__device__ __forceinline__ float load_element(const void* data, DType type, int64_t element) {
+  switch (type) {
     case DType::f32:
-      return static_cast<const float*>(side.data)[element];
+      return static_cast<const float*>(data)[element];
     case DType::f16:
-      return __half2float(static_cast<const __half*>(side.data)[element]);
+      return __half2float(static_cast<const __half*>(data)[element]);
     case DType::bf16:
-      return __bfloat162float(static_cast<const __nv_bfloat16*>(side.data)[element]);
+      return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[element]);
     case DType::e4m3:
-      return static_cast<float>(static_cast<const __nv_fp8_e4m3*>(side.data)[element]);
+      return static_cast<float>(static_cast<const __nv_fp8_e4m3*>(data)[element]);
     case DType::e5m2:
-      return static_cast<float>(static_cast<const __nv_fp8_e5m2*>(side.data)[element]);
+      return static_cast<float>(static_cast<const __nv_fp8_e5m2*>(data)[element]);
     case DType::s8:
-      return static_cast<const int8_t*>(side.data)[element];
+      return static_cast<const int8_t*>(data)[element];
     default:
-      return static_cast<const uint8_t*>(side.data)[element];
+      return static_cast<const uint8_t*>(data)[element];
   }
+}
+
+__device__ __forceinline__ float load_element(const Segments& side, int64_t element) {
+  return load_element(side.data, side.dtype, element);
 }
 
 // Feature k of the row that begins at element `row`.

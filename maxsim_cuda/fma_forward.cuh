@@ -24,11 +24,24 @@ struct FmaShared {
   int any_token;
 };
 
+// One side's features where its tensor has them. What stands in its place for documents of another kind gives feature k
+// of a token in the same way.
+struct DenseTokens {
+  Segments side;
+
+  __device__ __forceinline__ float at(int64_t segment, const Span& span, int64_t token, int64_t k) const {
+    float value = load_feature(side, span.begin + token * side.token_stride, k);
+    if (side.scale) value *= token_factor(side, side.scale, segment, span, token);
+    if (side.minimum) value += token_factor(side, side.minimum, segment, span, token);
+    return value;
+  }
+};
+
 // One pair, by a whole block. Sums of squares are taken from the tiles in shared memory, feature by feature, so that
 // they cost no extra traffic.
-template <bool kArgmax>
-__device__ __forceinline__ void fma_pair(const Problem& problem, int64_t pair, FmaShared& shared, float* scores,
-                                         int32_t* argmax) {
+template <bool kArgmax, class Documents>
+__device__ __forceinline__ void fma_pair(const Problem& problem, const Documents& documents, bool normalize_documents,
+                                         int64_t pair, FmaShared& shared, float* scores, int32_t* argmax) {
   using T = FmaTile;
   const int thread = threadIdx.x, tx = thread % 16, ty = thread / 16;
   const Segments& q_side = problem.queries;
@@ -64,19 +77,16 @@ __device__ __forceinline__ void fma_pair(const Problem& problem, int64_t pair, F
         const int k = thread % T::kFeatures;
         for (int row = thread / T::kFeatures; row < T::kQueries + T::kTokens; row += T::kThreads / T::kFeatures) {
           const bool is_query = row < T::kQueries;
-          const Segments& side = is_query ? q_side : d_side;
-          const Span& span = is_query ? query : document;
           const int token = is_query ? q0 + row : t0 + row - T::kQueries;
-          const bool inside = token < span.length && k0 + k < side.dim;
-          const int64_t segment = is_query ? ids.query : ids.document;
-          float value = inside ? load_feature(side, span.begin + token * side.token_stride, k0 + k) : 0.f;
-          if (inside && side.scale) value *= token_factor(side, side.scale, segment, span, token);
-          if (inside && side.minimum) value += token_factor(side, side.minimum, segment, span, token);
+          float value = 0.f;
+          if (token < (is_query ? query : document).length && k0 + k < q_side.dim)
+            value = is_query ? DenseTokens{q_side}.at(ids.query, query, token, k0 + k)
+                             : documents.at(ids.document, document, token, k0 + k);
           (is_query ? shared.query_tile + row * T::kPitch : shared.token_tile + (row - T::kQueries) * T::kPitch)[k] =
               value;
         }
         __syncthreads();
-        if (problem.normalize && thread < T::kQueries + T::kTokens) {
+        if ((problem.normalize || normalize_documents) && thread < T::kQueries + T::kTokens) {
           const float* row = thread < T::kTokens ? shared.token_tile + thread * T::kPitch
                                                  : shared.query_tile + (thread - T::kTokens) * T::kPitch;
           for (int f = 0; f < T::kFeatures; ++f) square = fmaf(row[f], row[f], square);
@@ -94,7 +104,7 @@ __device__ __forceinline__ void fma_pair(const Problem& problem, int64_t pair, F
             for (int j = 0; j < 4; ++j) sum[i][j] = fmaf(a[i], b[j], sum[i][j]);
         }
       }
-      if (problem.normalize) {
+      if (problem.normalize || normalize_documents) {
         const float norm = sqrtf(square), inverse = 1.f / (norm < kNormEps ? kNormEps : norm);
         if (thread < T::kTokens)
           shared.token_scale[thread] = inverse;
@@ -106,7 +116,7 @@ __device__ __forceinline__ void fma_pair(const Problem& problem, int64_t pair, F
       for (int j = 0; j < 4; ++j) {
         const int local = tx + 16 * j, token = t0 + local;
         if (token >= document.length || !token_kept(d_side, document, token)) continue;
-        const float scale = problem.normalize ? shared.token_scale[local] : 1.f;
+        const float scale = normalize_documents ? shared.token_scale[local] : 1.f;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float value = sum[i][j] * scale;
@@ -140,12 +150,13 @@ __device__ __forceinline__ void fma_pair(const Problem& problem, int64_t pair, F
   if (thread == 0) scores[pair] = static_cast<float>(total);
 }
 
-template <bool kArgmax>
+template <bool kArgmax, class Documents>
 __global__ void __launch_bounds__(FmaTile::kThreads)
-    fma_forward(const __grid_constant__ Problem problem, float* scores, int32_t* argmax) {
+    fma_forward(const __grid_constant__ Problem problem, const __grid_constant__ Documents documents,
+                bool normalize_documents, float* scores, int32_t* argmax) {
   __shared__ FmaShared shared;
   for (int64_t pair = blockIdx.x; pair < problem.pairs; pair += gridDim.x)
-    fma_pair<kArgmax>(problem, pair, shared, scores, argmax);
+    fma_pair<kArgmax>(problem, documents, normalize_documents, pair, shared, scores, argmax);
 }
 
 // Only the pairs whose score is NaN: those that split operands could not hold (split.cuh), and those that stay NaN.
@@ -163,7 +174,8 @@ __global__ void __launch_bounds__(FmaTile::kThreads)
     __syncthreads();
     for (int i = 0; i < FmaTile::kThreads; ++i)
       if (broken[i / 32] >> i % 32 & 1)
-        fma_pair<kArgmax>(problem, first + int64_t{gridDim.x} * i, shared, scores, argmax);
+        fma_pair<kArgmax>(problem, DenseTokens{problem.documents}, problem.normalize, first + int64_t{gridDim.x} * i,
+                          shared, scores, argmax);
   }
 }
 

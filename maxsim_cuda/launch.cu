@@ -79,10 +79,11 @@ void forward(const Problem& problem, Path path, bool allow_tf32, float* scores, 
     return;
   }
   const unsigned blocks = grid(problem.pairs, 8);
+  const DenseTokens documents{problem.documents};
   if (argmax)
-    fma_forward<true><<<blocks, FmaTile::kThreads, 0, stream>>>(problem, scores, argmax);
+    fma_forward<true><<<blocks, FmaTile::kThreads, 0, stream>>>(problem, documents, problem.normalize, scores, argmax);
   else
-    fma_forward<false><<<blocks, FmaTile::kThreads, 0, stream>>>(problem, scores, nullptr);
+    fma_forward<false><<<blocks, FmaTile::kThreads, 0, stream>>>(problem, documents, problem.normalize, scores, nullptr);
   check(cudaGetLastError(), "fma_forward");
 }
 

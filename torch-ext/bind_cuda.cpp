@@ -17,21 +17,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-struct Launch {
-  std::optional<torch::stable::accelerator::DeviceGuard> guard;  // only where the tensors live on another device
-  cudaStream_t stream;
-
-  explicit Launch(const Tensor& on) : stream(nullptr) {
-    int current_device = -1;
-    const int32_t device = on.get_device_index();
-    if (cudaGetDevice(&current_device) != cudaSuccess || current_device != device) guard.emplace(device);
-    void* current = nullptr;
-    if (aoti_torch_get_current_cuda_stream(device, &current))
-      throw std::runtime_error("no current CUDA stream on the device of queries");
-    stream = static_cast<cudaStream_t>(current);
-  }
-};
-
 // Stable order of a pair list's ids, so that a segment's pairs are neighbours in pair order.
 struct SortedIds {
   Tensor values, order;

@@ -54,6 +54,9 @@ struct __attribute__((visibility("hidden"))) BoundApproximation {
 #define MAXSIM_APPROX_ARGUMENTS centroid_scores, codes, document_offsets, document_lengths, pair_queries, pair_documents
 BoundApproximation bind_approximation(MAXSIM_APPROX_PARAMETERS);
 
+std::tuple<Tensor, Tensor> residual_forward_cuda(MAXSIM_RESIDUAL_PARAMETERS);
+Tensor approx_forward_cuda(MAXSIM_APPROX_PARAMETERS);
+
 // The extra level lets the name and the key be macros.
 #define MAXSIM_FRAGMENT(name, library) STABLE_TORCH_LIBRARY_FRAGMENT(name, library)
 #define MAXSIM_IMPLEMENTATION(name, key, library) STABLE_TORCH_LIBRARY_IMPL(name, key, library)

@@ -65,6 +65,8 @@ def winners_sum(grad_scores: Tensor, argmax: Tensor, documents: Residuals, norma
     else:
         first = documents.offsets[:-1].long()
     codes, residuals = documents.codes.reshape(-1), documents.residuals.flatten(0, -2)
+    if codes.dtype is torch.uint16:  # not every device indexes it
+        codes = codes.int()
     if codes.numel() == 0:
         return total
     step = max(1, _ELEMENTS // max(1, queries * width * dim))

@@ -1,4 +1,4 @@
-// The ops on centroids and residuals, for CPU tensors.
+// Which function serves which device, for the ops on centroids and residuals; and the CPU's functions.
 #include <torch/csrc/stable/library.h>
 
 #include "../maxsim_cpu/residual.h"
@@ -29,3 +29,10 @@ MAXSIM_IMPLEMENTATION(TORCH_EXTENSION_NAME, CPU, ops) {
   ops.impl("residual_forward", TORCH_BOX(&maxsim::residual_forward_cpu));
   ops.impl("approx_forward", TORCH_BOX(&maxsim::approx_forward_cpu));
 }
+
+#if defined(CUDA_KERNEL)
+MAXSIM_IMPLEMENTATION(TORCH_EXTENSION_NAME, CUDA, ops) {
+  ops.impl("residual_forward", TORCH_BOX(&maxsim::residual_forward_cuda));
+  ops.impl("approx_forward", TORCH_BOX(&maxsim::approx_forward_cuda));
+}
+#endif

@@ -1,0 +1,96 @@
+// PLAID's approximate scores: rows of similarities, one for each centroid, are looked up by the documents' codes.
+#pragma once
+
+#include "../maxsim_common/residuals.h"
+#include "device_problem.cuh"
+#include "row_max.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+constexpr int kApproxThreads = 256;
+constexpr int kApproxUnroll = 8;  // rows in flight a lane: the look-ups come from L2, half a microsecond away
+
+struct ApproxArgs {
+  Problem problem;  // queries [Nq, C, Lq]
+  CodeView codes;
+  int64_t centroid_count;
+  const float* centroid_scores;
+  float* scores;
+};
+
+// The first centroid for what is no centroid's number, and behind the end.
+__device__ __forceinline__ int code_of(const ApproxArgs& args, const Span& document, int token) {
+  const int64_t code = token < document.length ? args.codes[document.first_row + token] : 0;
+  return code >= 0 && code < args.centroid_count ? static_cast<int>(code) : 0;
+}
+
+// A warp a pair. A lane takes kWide neighbouring query tokens of a row, and 32 * kWide / width rows are read at once.
+template <int kWide>
+__global__ void __launch_bounds__(kApproxThreads) approx_scores(const __grid_constant__ ApproxArgs args) {
+  const Problem& problem = args.problem;
+  const int lane = threadIdx.x % 32, width = static_cast<int>(problem.queries.dim);
+  const int lanes = kWide == 1 ? 32 : (width + kWide - 1) / kWide;  // that share a row
+  const int rows = kWide == 1 ? 1 : 32 / lanes;                     // at once
+  const int row = kWide == 1 ? 0 : lane / lanes, part = kWide == 1 ? lane : lane % lanes;
+  const int64_t warps = static_cast<int64_t>(gridDim.x) * (kApproxThreads / 32);
+  for (int64_t pair = blockIdx.x + static_cast<int64_t>(threadIdx.x / 32) * gridDim.x; pair < problem.pairs;
+       pair += warps) {
+    const PairIds ids = pair_ids(problem, pair);
+    Span document = span_of(problem.documents, ids.document);
+    const bool valid = document.valid && ids.query >= 0 && ids.query < problem.queries.count;
+    if (!valid) document.length = 0;
+    const int length = document.length;
+    const float* table = args.centroid_scores + (valid ? ids.query : 0) * args.centroid_count * width;
+    double total = 0;
+    for (int first = part * kWide; first - part * kWide < width; first += 32 * kWide) {
+      float best[kWide];
+#pragma unroll
+      for (int e = 0; e < kWide; ++e) best[e] = -INFINITY;
+      const bool mine = row < rows && first < width;
+      const float* column = table + (mine ? first : 0);
+      int next = code_of(args, document, lane);
+      for (int base = 0; base < length; base += 32) {
+        const int known = next, last = min(32, length - base) - 1;
+        next = code_of(args, document, base + 32 + lane);
+#pragma unroll 1
+        for (int t = 0; t <= last; t += kApproxUnroll * rows) {
+          float value[kApproxUnroll][kWide];
+#pragma unroll
+          for (int u = 0; u < kApproxUnroll; ++u) {  // what lies behind the last token is the last token again
+            const int code = __shfl_sync(~0u, known, min(t + u * rows + row, last));
+            const float* from = column + static_cast<int64_t>(code) * width;
+            if constexpr (kWide == 4) {
+              const float4 four = __ldg(reinterpret_cast<const float4*>(from));
+              value[u][0] = four.x, value[u][1] = four.y, value[u][2] = four.z, value[u][3] = four.w;
+            } else {
+              value[u][0] = __ldg(from);
+            }
+          }
+#pragma unroll
+          for (int u = 0; u < kApproxUnroll; ++u)
+#pragma unroll
+            for (int e = 0; e < kWide; ++e) best[e] = max_nan(best[e], value[u][e]);
+        }
+      }
+      if (kWide > 1) {
+#pragma unroll
+        for (int e = 0; e < kWide; ++e) {
+          float over = best[e];
+          for (int other = 1; other < rows; ++other)
+            over = max_nan(over, __shfl_sync(~0u, best[e], (lane + other * lanes) % (rows * lanes)));
+          best[e] = over;
+        }
+      }
+      double sum = 0;
+#pragma unroll
+      for (int e = 0; e < kWide; ++e)
+        if (mine && row == 0) sum += static_cast<double>(best[e]);
+      total += sum_lanes(sum);
+    }
+    if (lane == 0) args.scores[pair] = valid ? (length ? static_cast<float>(total) : 0.f) : __int_as_float(0x7fc00000);
+  }
+}
+
+}  // namespace cuda
+}  // namespace maxsim

@@ -1,0 +1,71 @@
+// Which kernel scores residual documents: tensor cores for 16-bit centroids of up to 128 features, else multiply-adds.
+#include "residual_launch.h"
+
+#include <algorithm>
+
+#include "approx.cuh"
+#include "check.h"
+#include "fma_forward.cuh"
+#include "forward_args.cuh"
+#include "mma_select.h"
+#include "residual_args.cuh"
+#include "residual_config.cuh"
+#include "residual_select.h"
+
+namespace maxsim {
+namespace cuda {
+namespace {
+
+bool multiple_of_16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+// bf16 queries fit into halves after a division by a power of two; the other way round they would lose digits.
+bool tensor_cores_take(const Problem& problem, const Residuals& r, Path path) {
+  const DType query = problem.queries.dtype;
+  const bool types = r.centroid_type == DType::f16
+                         ? query != DType::f32
+                         : r.centroid_type == DType::bf16 && query == DType::bf16 && mma_arch() >= 80;
+  return path != Path::fma && types && r.dim <= kMaxResidualDim && r.dim % 8 == 0 && r.centroid_count > 0 &&
+         r.centroid_count <= INT32_MAX && multiple_of_16(r.centroids) && problem.documents.extent <= INT32_MAX;
+}
+
+void forward_fma(const Problem& problem, const Residuals& residuals, float* scores, int32_t* argmax,
+                 cudaStream_t stream) {
+  constexpr int64_t kPerSm = 8;
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(problem.pairs, kPerSm * current_device().sms));
+  const ResidualTokens tokens{residuals};
+  if (argmax)
+    fma_forward<true><<<blocks, FmaTile::kThreads, 0, stream>>>(problem, tokens, residuals.normalize, scores, argmax);
+  else
+    fma_forward<false><<<blocks, FmaTile::kThreads, 0, stream>>>(problem, tokens, residuals.normalize, scores, nullptr);
+  check(cudaGetLastError(), "residual fma_forward");
+}
+
+}  // namespace
+
+int64_t residual_workspace(const Problem&, const Residuals&, Path) { return 0; }
+
+void residual_forward(const Problem& problem, const Residuals& residuals, Path path, float* scores, int32_t* argmax,
+                      void*, cudaStream_t stream) {
+  choose_path(path, problem);  // refuses what does not run here
+  if (problem.pairs == 0) return;
+  if (!tensor_cores_take(problem, residuals, path)) return forward_fma(problem, residuals, scores, argmax, stream);
+  ResidualArgs args{problem, residuals, scores, argmax, nullptr, 1, 1, false};
+  args.chunks = static_cast<int32_t>(std::max<int64_t>(1, ceil_div(problem.queries.extent, 32)));
+  args.aligned = residuals.row_bytes % residuals.nbits == 0 && multiple_of_16(residuals.bytes);
+  residuals.centroid_type == DType::f16 ? residual_select_f16(args, stream) : residual_select_bf16(args, stream);
+}
+
+void approx_forward(const Problem& problem, const CodeView& codes, int64_t centroid_count, const float* centroid_scores,
+                    float* scores, cudaStream_t stream) {
+  if (problem.pairs == 0) return;
+  const ApproxArgs args{problem, codes, centroid_count, centroid_scores, scores};
+  const int64_t width = problem.queries.dim, warps = kApproxThreads / 32;
+  const int64_t blocks = std::min<int64_t>(ceil_div(problem.pairs, warps), int64_t{8} * current_device().sms);
+  const bool wide = width % 4 == 0 && width <= 128 && multiple_of_16(centroid_scores);
+  const auto kernel = wide ? approx_scores<4> : approx_scores<1>;
+  kernel<<<static_cast<unsigned>(blocks), kApproxThreads, 0, stream>>>(args);
+  check(cudaGetLastError(), "approx_scores");
+}
+
+}  // namespace cuda
+}  // namespace maxsim

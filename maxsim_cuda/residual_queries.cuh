@@ -1,0 +1,119 @@
+// Query rows as operands of mma.sync, for the order of features that residual tokens have: lane t of a quad owns
+// features 8t to 8t + 7 of every 32, of rows g, g + 8, g + 16 and g + 24 of a block.
+#pragma once
+
+#include <type_traits>
+
+#include "residual_args.cuh"
+#include "residual_config.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+template <class E>
+struct Pair;
+template <>
+struct Pair<__half> {
+  using Two = __half2;
+  static __device__ __forceinline__ uint32_t pack(float a, float b) {
+    const __half2 two = __floats2half2_rn(a, b);
+    return *reinterpret_cast<const uint32_t*>(&two);
+  }
+  static __device__ __forceinline__ float2 unpack(uint32_t bits) {
+    return __half22float2(*reinterpret_cast<const __half2*>(&bits));
+  }
+};
+template <>
+struct Pair<__nv_bfloat16> {
+  using Two = __nv_bfloat162;
+  static __device__ __forceinline__ uint32_t pack(float a, float b) {
+    const __nv_bfloat162 two = __floats2bfloat162_rn(a, b);
+    return *reinterpret_cast<const uint32_t*>(&two);
+  }
+  static __device__ __forceinline__ float2 unpack(uint32_t bits) {
+    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&bits));
+  }
+};
+
+// One lane's part of one query row, and the factor that makes its products what the caller asked for.
+struct QueryShare {
+  uint32_t pairs[kShare / 2];
+  float factor;
+};
+
+// Halves have less range than the other types: such a row is divided by a power of two, which its factor gives back.
+template <class E>
+__device__ __forceinline__ QueryShare load_query_share(const Segments& side, const Span& span, int token,
+                                                       bool normalize, bool inside) {
+  const int first = threadIdx.x % 4 * kChunk8;
+  float values[kShare];
+  float largest = 0.f, square = 0.f;
+#pragma unroll
+  for (int k = 0; k < kShare; ++k) {
+    const int feature = k / kChunk8 * 32 + first + k % kChunk8;
+    const bool there = inside && feature < side.dim;
+    values[k] =
+        there ? load_element(side, span.begin + token * side.token_stride + feature * side.feature_stride) : 0.f;
+    largest = fmaxf(largest, fabsf(values[k]));
+    square = fmaf(values[k], values[k], square);
+  }
+#pragma unroll
+  for (int step = 1; step <= 2; step *= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+    square += __shfl_xor_sync(~0u, square, step);
+  }
+  QueryShare share;
+  float down = 1.f;
+  share.factor = 1.f;
+  if (std::is_same<E, __half>::value && side.dtype == DType::bf16 && largest > 0.f && largest < INFINITY) {
+    const int exponent = max(-126, min(126, ilogbf(largest)));
+    down = exp2f(static_cast<float>(-exponent));
+    share.factor = exp2f(static_cast<float>(exponent));
+  }
+  if (normalize) {
+    const float norm = sqrtf(square);
+    share.factor *= 1.f / (norm < kNormEps ? kNormEps : norm);
+  }
+#pragma unroll
+  for (int k = 0; k < kShare; k += 2) share.pairs[k / 2] = Pair<E>::pack(values[k] * down, values[k + 1] * down);
+  return share;
+}
+
+// What is left of a block of 32 query rows beside its operands: the factor of the row whose number is the lane's, and
+// which rows count.
+struct QueryRows {
+  float factor;
+  uint32_t kept;
+};
+
+// Operands of 16 rows as 16 bytes a lane, one after another for the lanes: no two meet in a bank.
+__device__ __forceinline__ uint4* staged_operand(unsigned char* block, int tile, int s) {
+  return reinterpret_cast<uint4*>(block) + (tile * kSteps + s) * 32 + threadIdx.x % 32;
+}
+
+// By one warp, which has to meet the others, or itself, before anybody reads.
+template <class E>
+__device__ __forceinline__ QueryRows stage_query_block(unsigned char* block, const Segments& side, const Span& span,
+                                                       int chunk, bool normalize) {
+  const int lane = threadIdx.x % 32, group = lane / 4, first = chunk * 32;
+  QueryRows rows{0.f, 0};
+#pragma unroll 1
+  for (int tile = 0; tile < 2; ++tile) {
+    const int low_row = first + tile * 16 + group, high_row = low_row + 8;
+    const QueryShare low = load_query_share<E>(side, span, low_row, normalize, low_row < span.length);
+    const QueryShare high = load_query_share<E>(side, span, high_row, normalize, high_row < span.length);
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s)
+      *staged_operand(block, tile, s) =
+          make_uint4(low.pairs[2 * s], high.pairs[2 * s], low.pairs[2 * s + 1], high.pairs[2 * s + 1]);
+    const float low_factor = __shfl_sync(~0u, low.factor, lane % 8 * 4);
+    const float high_factor = __shfl_sync(~0u, high.factor, lane % 8 * 4);
+    if (lane / 16 == tile) rows.factor = lane / 8 % 2 ? high_factor : low_factor;
+  }
+  const int token = first + lane;
+  rows.kept = __ballot_sync(~0u, token < span.length && token_kept(side, span, token));
+  return rows;
+}
+
+}  // namespace cuda
+}  // namespace maxsim

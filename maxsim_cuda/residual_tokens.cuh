@@ -1,0 +1,187 @@
+// The weights of residual tokens: packed buckets of a lane's features, and the table that they are looked up in.
+#pragma once
+
+#include "residual_queries.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+// Bucket weights have more digits than 16 bits hold, and e = centroid + value * multiplier is rounded only once: so
+// each weight is kept as a product. One multiplier serves all weights of one or two bits, which leaves their table
+// small: the one of 128 that loses least. Wider buckets have a multiplier each.
+template <class E, int kBits>
+struct Weight {
+  static constexpr bool kShared = kBits <= 2;
+  float value, multiplier;
+
+  static __device__ __forceinline__ float candidate(int i) { return 1.f + static_cast<float>(i) * (1.f / 128); }
+  static __device__ __forceinline__ float rounded(float x) { return Pair<E>::unpack(Pair<E>::pack(x, 0.f)).x; }
+
+  // Of the candidates, for one weight.
+  static __device__ __forceinline__ Weight best(float weight) {
+    Weight out{rounded(weight), 1.f};
+    float error = fabsf(out.value - weight);
+    for (int i = 1; i < 128 && error > 0.f; ++i) {
+      const float value = rounded(weight / candidate(i)), off = fabsf(fmaf(value, candidate(i), -weight));
+      if (off < error) error = off, out = {value, candidate(i)};
+    }
+    return out;
+  }
+
+  // For all of them, by the whole block of threads, of which each tries one.
+  static __device__ float shared_multiplier(const Residuals& index, float* scratch) {
+    static_assert(kResidualThreads == 128, "a candidate a thread");
+    float off = 0.f;
+    for (int bucket = 0; bucket < 1 << kBits; ++bucket) {
+      const float weight = load_element(index.weights, index.weight_type, bucket), m = candidate(threadIdx.x);
+      const float e = fmaf(rounded(weight / m), m, -weight);
+      off = fmaf(e, e, off);
+    }
+    scratch[threadIdx.x] = off;
+    __syncthreads();
+    int least = 0;
+    for (int i = 1; i < kResidualThreads; ++i)
+      if (scratch[i] < scratch[least]) least = i;
+    __syncthreads();
+    return candidate(least);
+  }
+};
+
+// Values of every byte in shared memory, ready to be looked up by this lane; wider buckets' multipliers behind them.
+template <int kBits>
+struct Lookup {
+  static constexpr int kEntry = kBits == 8 ? 4 : kBits == 4 ? 8 : 16 / kBits;  // bytes
+  static constexpr int kCopies = kLookupRow / kEntry;
+
+  // Returns the multiplier of all weights, where they share one.
+  template <class E>
+  static __device__ float build(unsigned char* table, const Residuals& index) {
+    using W = Weight<E, kBits>;
+    uint32_t* words = reinterpret_cast<uint32_t*>(table);
+    float shared = 1.f;
+    if constexpr (W::kShared) {
+      shared = W::shared_multiplier(index, reinterpret_cast<float*>(table));
+      for (int i = threadIdx.x; i < kLookupBytes / 4; i += blockDim.x) {
+        const int byte = i / (kLookupRow / 4), word = i % (kEntry / 4);
+        float values[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int bucket = byte >> (2 * word + e) * kBits & ((1 << kBits) - 1);
+          values[e] = load_element(index.weights, index.weight_type, bucket) / shared;
+        }
+        words[i] = Pair<E>::pack(values[0], values[1]);
+      }
+    } else {
+      for (int byte = threadIdx.x; byte < 256; byte += blockDim.x) {
+        const auto weight = [&](int bucket) { return W::best(load_element(index.weights, index.weight_type, bucket)); };
+        uint32_t entry[2];
+        if constexpr (kBits == 8) {
+          const W one = weight(byte);
+          entry[0] = Pair<E>::pack(one.value, one.multiplier);
+        } else {
+          const W low = weight(byte & 15), high = weight(byte >> 4);
+          entry[0] = Pair<E>::pack(low.value, high.value);
+          entry[1] = Pair<E>::pack(low.multiplier, high.multiplier);
+        }
+        for (int i = 0; i < kLookupRow / 4; ++i) words[byte * (kLookupRow / 4) + i] = entry[i % (kEntry / 4)];
+      }
+    }
+    return shared;
+  }
+
+  // This lane's copy within a row. Opaque, so that it stays one value in a register.
+  static __device__ __forceinline__ uint32_t own() {
+    uint32_t offset = threadIdx.x % kCopies * kEntry;
+    asm volatile("" : "+r"(offset));
+    return offset;
+  }
+};
+
+// e = centroid + value * multiplier of two features, rounded once.
+template <class E>
+__device__ __forceinline__ uint32_t add_weights(uint32_t centroid, uint32_t value, uint32_t multiplier) {
+  using Two = typename Pair<E>::Two;
+  const Two sum = __hfma2(*reinterpret_cast<const Two*>(&value), *reinterpret_cast<const Two*>(&multiplier),
+                          *reinterpret_cast<const Two*>(&centroid));
+  return *reinterpret_cast<const uint32_t*>(&sum);
+}
+
+// The buckets of one lane's features: four chunks of eight, kBits bytes each.
+// kWhole: rows of 128 features, which can be read as words.
+template <int kBits, bool kWhole>
+struct Packed {
+  static constexpr int kWords = kBits == 8 ? 2 : 1;  // of a chunk; the bytes beyond are zero
+  uint32_t words[kChunks][kWords];
+
+  __device__ __forceinline__ void load(const ResidualArgs& args, int64_t row) {
+    if constexpr (kWhole) {  // nothing but loads: none may wait for another
+      const unsigned char* bytes = args.index.bytes + row * (kMaxResidualDim / 8 * kBits) + threadIdx.x % 4 * kBits;
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) load_chunk(c, bytes + c * 4 * kBits);
+      return;
+    }
+    const unsigned char* bytes = args.index.bytes + row * args.index.row_bytes + threadIdx.x % 4 * kBits;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {  // a chunk that does not exist is read in place of the lane's first, and unused
+      const bool exists = 32 * c + static_cast<int>(threadIdx.x % 4) * kChunk8 < args.index.dim;
+      const unsigned char* from = exists ? bytes + c * 4 * kBits : args.index.bytes + row * args.index.row_bytes;
+      if (args.aligned) {
+        load_chunk(c, from);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) words[c][i] = 0;
+#pragma unroll
+        for (int b = 0; b < kBits; ++b) words[c][b / 4] |= static_cast<uint32_t>(from[b]) << 8 * (b % 4);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void load_chunk(int c, const unsigned char* bytes) {
+    if constexpr (kBits == 1) words[c][0] = __ldg(bytes);
+    if constexpr (kBits == 2) words[c][0] = __ldg(reinterpret_cast<const uint16_t*>(bytes));
+    if constexpr (kBits == 4) words[c][0] = __ldg(reinterpret_cast<const uint32_t*>(bytes));
+    if constexpr (kBits == 8) {
+      const uint2 two = __ldg(reinterpret_cast<const uint2*>(bytes));
+      words[c][0] = two.x, words[c][kWords - 1] = two.y;
+    }
+  }
+
+  // Where byte b of chunk c is looked up: its number times the 128 bytes of a row, and the lane's copy.
+  __device__ __forceinline__ const unsigned char* entry(const unsigned char* table, uint32_t own, int c, int b) const {
+    const int shift = 8 * (b % 4);
+    const uint32_t word = words[c][b / 4];
+    const uint32_t offset = shift >= 7 ? word >> (shift - 7) : word << (7 - shift);
+    return table + ((offset & 0x7f80u) | own);
+  }
+
+  // Values, and multipliers unless they are shared, of feature pair i of chunk c.
+  __device__ __forceinline__ void look_up(const unsigned char* table, uint32_t own, int c, uint32_t (&values)[4],
+                                          uint32_t (&multipliers)[4]) const {
+    if constexpr (kBits == 1) {
+      const uint4 four = *reinterpret_cast<const uint4*>(entry(table, own, c, 0));
+      values[0] = four.x, values[1] = four.y, values[2] = four.z, values[3] = four.w;
+    } else if constexpr (kBits == 2) {
+#pragma unroll
+      for (int b = 0; b < 2; ++b) {
+        const uint2 two = *reinterpret_cast<const uint2*>(entry(table, own, c, b));
+        values[2 * b] = two.x, values[2 * b + 1] = two.y;
+      }
+    } else if constexpr (kBits == 4) {
+#pragma unroll
+      for (int b = 0; b < 4; ++b) {
+        const uint2 two = *reinterpret_cast<const uint2*>(entry(table, own, c, b));
+        values[b] = two.x, multipliers[b] = two.y;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t low = *reinterpret_cast<const uint32_t*>(entry(table, own, c, 2 * i));
+        const uint32_t high = *reinterpret_cast<const uint32_t*>(entry(table, own, c, 2 * i + 1));
+        values[i] = __byte_perm(low, high, 0x5410), multipliers[i] = __byte_perm(low, high, 0x7632);
+      }
+    }
+  }
+};
+
+}  // namespace cuda
+}  // namespace maxsim
