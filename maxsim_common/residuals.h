@@ -44,4 +44,13 @@ struct Residuals {
   bool normalize = false;                // documents; Problem::normalize is the queries'
 };
 
+// Scores of every centroid [Nq, centroid_count, Lq] and the centroids of the documents' tokens; a problem's queries have
+// Lq features then, one for each query token.
+struct Approximation {
+  CodeView codes;
+  int64_t centroid_count = 0;
+  const float* centroid_scores = nullptr;
+  const uint8_t* probed = nullptr;  // [Nq, centroid_count]; documents with no such centroid score -inf; null = all
+};
+
 }  // namespace maxsim

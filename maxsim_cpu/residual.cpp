@@ -80,26 +80,35 @@ void residual_forward(const Problem& problem, const Residuals& residuals, Path p
   rows.check();
 }
 
-void approx_forward(const Problem& problem, const CodeView& codes, int64_t centroid_count, const float* centroid_scores,
-                    float* scores) {
+void approx_forward(const Problem& problem, const Approximation& a, float* scores) {
   check_values(problem);
-  const int64_t width = problem.queries.dim;
-  const bool list = problem.pairing == Pairing::list;
+  const int64_t width = problem.queries.dim, documents = problem.documents.count;
+  const auto code_of = [&](int64_t row) {
+    const int64_t code = a.codes[row];
+    return code < 0 || code >= a.centroid_count ? 0 : code;
+  };
   const auto scratch = [&] { return std::vector<float>(width); };
   parallel_dynamic(problem.pairs, problem.pairs < 16, scratch, [&](int64_t pair, std::vector<float>& best) {
-    const int64_t query = list ? problem.query_ids[pair] : pair / problem.documents.count;
-    const int64_t document = list ? problem.document_ids[pair] : pair % problem.documents.count;
-    const int64_t begin = problem.documents.begin(document), length = problem.documents.length(document);
-    const float* table = centroid_scores + query * centroid_count * width;
+    const int64_t query = pair / documents, document = pair % documents;
+    const int64_t begin = problem.documents.begin(document), end = begin + problem.documents.length(document);
+    const float* table = a.centroid_scores + query * a.centroid_count * width;
+    if (a.probed) {
+      const uint8_t* probed = a.probed + query * a.centroid_count;
+      int64_t t = begin;
+      while (t < end && !probed[code_of(t)]) ++t;
+      if (t == end) {
+        scores[pair] = -std::numeric_limits<float>::infinity();
+        return;
+      }
+    }
     std::fill(best.begin(), best.end(), -std::numeric_limits<float>::infinity());
-    for (int64_t t = 0; t < length; ++t) {
-      const int64_t code = codes[begin + t];
-      const float* row = table + (code < 0 || code >= centroid_count ? 0 : code) * width;
+    for (int64_t t = begin; t < end; ++t) {
+      const float* row = table + code_of(t) * width;
       for (int64_t i = 0; i < width; ++i) best[i] = row[i] > best[i] || row[i] != row[i] ? row[i] : best[i];
     }
     double sum = 0;
     for (float value : best) sum += value;
-    scores[pair] = length ? static_cast<float>(sum) : 0.f;
+    scores[pair] = begin < end ? static_cast<float>(sum) : 0.f;
   });
 }
 

@@ -11,10 +11,9 @@ namespace cpu {
 // centroid's number.
 void residual_forward(const Problem& problem, const Residuals& residuals, Path path, float* scores, int32_t* argmax);
 
-// scores [pairs]: the sum over query tokens of the best centroid score [Nq, centroid_count, Lq] of a document's tokens,
-// 0 for a document without any. A code that is no centroid's number counts as 0.
-void approx_forward(const Problem& problem, const CodeView& codes, int64_t centroid_count, const float* centroid_scores,
-                    float* scores);
+// scores [pairs]: the sum over query tokens of the best centroid score of a document's tokens, 0 for a document without
+// any, -inf for one without a probed centroid. A code that is no centroid's number counts as 0.
+void approx_forward(const Problem& problem, const Approximation& approximation, float* scores);
 
 }  // namespace cpu
 }  // namespace maxsim

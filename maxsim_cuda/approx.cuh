@@ -13,16 +13,25 @@ constexpr int kApproxUnroll = 8;  // rows in flight a lane: the look-ups come fr
 
 struct ApproxArgs {
   Problem problem;  // queries [Nq, C, Lq]
-  CodeView codes;
-  int64_t centroid_count;
-  const float* centroid_scores;
+  Approximation a;
   float* scores;
 };
 
 // The first centroid for what is no centroid's number, and behind the end.
 __device__ __forceinline__ int code_of(const ApproxArgs& args, const Span& document, int token) {
-  const int64_t code = token < document.length ? args.codes[document.first_row + token] : 0;
-  return code >= 0 && code < args.centroid_count ? static_cast<int>(code) : 0;
+  const int64_t code = token < document.length ? args.a.codes[document.first_row + token] : 0;
+  return code >= 0 && code < args.a.centroid_count ? static_cast<int>(code) : 0;
+}
+
+// Whether a token has a probed centroid: as a rule one of the first 32 that are asked says so.
+__device__ __forceinline__ bool any_probed(const ApproxArgs& args, const Span& document, int64_t query) {
+  const uint8_t* probed = args.a.probed + query * args.a.centroid_count;
+  const int lane = threadIdx.x % 32;
+  for (int base = 0; base < document.length; base += 32) {
+    const bool hit = base + lane < document.length && probed[code_of(args, document, base + lane)];
+    if (__any_sync(~0u, hit)) return true;
+  }
+  return false;
 }
 
 // A warp a pair. A lane takes kWide neighbouring query tokens of a row, and 32 * kWide / width rows are read at once.
@@ -41,7 +50,11 @@ __global__ void __launch_bounds__(kApproxThreads) approx_scores(const __grid_con
     const bool valid = document.valid && ids.query >= 0 && ids.query < problem.queries.count;
     if (!valid) document.length = 0;
     const int length = document.length;
-    const float* table = args.centroid_scores + (valid ? ids.query : 0) * args.centroid_count * width;
+    const float* table = args.a.centroid_scores + (valid ? ids.query : 0) * args.a.centroid_count * width;
+    if (args.a.probed && !any_probed(args, document, valid ? ids.query : 0)) {
+      if (lane == 0) args.scores[pair] = valid ? -INFINITY : __int_as_float(0x7fc00000);
+      continue;
+    }
     double total = 0;
     for (int first = part * kWide; first - part * kWide < width; first += 32 * kWide) {
       float best[kWide];

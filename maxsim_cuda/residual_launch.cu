@@ -55,13 +55,12 @@ void residual_forward(const Problem& problem, const Residuals& residuals, Path p
   residuals.centroid_type == DType::f16 ? residual_select_f16(args, stream) : residual_select_bf16(args, stream);
 }
 
-void approx_forward(const Problem& problem, const CodeView& codes, int64_t centroid_count, const float* centroid_scores,
-                    float* scores, cudaStream_t stream) {
+void approx_forward(const Problem& problem, const Approximation& approximation, float* scores, cudaStream_t stream) {
   if (problem.pairs == 0) return;
-  const ApproxArgs args{problem, codes, centroid_count, centroid_scores, scores};
+  const ApproxArgs args{problem, approximation, scores};
   const int64_t width = problem.queries.dim, warps = kApproxThreads / 32;
   const int64_t blocks = std::min<int64_t>(ceil_div(problem.pairs, warps), int64_t{8} * current_device().sms);
-  const bool wide = width % 4 == 0 && width <= 128 && multiple_of_16(centroid_scores);
+  const bool wide = width % 4 == 0 && width <= 128 && multiple_of_16(approximation.centroid_scores);
   const auto kernel = wide ? approx_scores<4> : approx_scores<1>;
   kernel<<<static_cast<unsigned>(blocks), kApproxThreads, 0, stream>>>(args);
   check(cudaGetLastError(), "approx_scores");

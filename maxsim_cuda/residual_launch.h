@@ -15,8 +15,7 @@ void residual_forward(const Problem& problem, const Residuals& residuals, Path p
                       void* workspace, cudaStream_t stream);
 
 // Approximate scores: cpu/residual.h says what of.
-void approx_forward(const Problem& problem, const CodeView& codes, int64_t centroid_count, const float* centroid_scores,
-                    float* scores, cudaStream_t stream);
+void approx_forward(const Problem& problem, const Approximation& approximation, float* scores, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace maxsim

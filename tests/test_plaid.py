@@ -377,7 +377,7 @@ def test_opcheck(maxsim: ModuleType) -> None:
                 ops.residual_forward.default, (*arguments, None, 0.0, nbits, True, True, 0.0, 0, argmax)
             )
         table = torch.randn(2, 40, 5, device=device)
-        torch.library.opcheck(ops.approx_forward.default, (table, codes, None, lengths, None, None))
+        torch.library.opcheck(ops.approx_forward.default, (table, codes, None, lengths, None))
 
 
 @pytest.mark.parametrize("grad", [False, True])

@@ -167,13 +167,21 @@ BoundApproximation bind_approximation(MAXSIM_APPROX_PARAMETERS) {
   require_same_device(codes, centroid_scores, "codes must be on the same device as centroid_scores");
   BoundApproximation out;
   const MaybeTensor none;
-  out.scores_tensor = torch::stable::contiguous(centroid_scores);
-  out.codes_tensor = torch::stable::contiguous(codes);
-  out.bound = bind_queries(out.scores_tensor, none, pair_queries, pair_documents, false, 0.0, false);
-  set_documents(out.bound, bind_documents({out.codes_tensor, 0, document_offsets, document_lengths, none}, 1));
-  out.codes = code_view(out.codes_tensor);
-  out.centroid_count = centroid_scores.size(1);
-  out.centroid_scores = static_cast<const float*>(out.scores_tensor.const_data_ptr());
+  out.scores = torch::stable::contiguous(centroid_scores);
+  out.codes = torch::stable::contiguous(codes);
+  out.bound = bind_queries(out.scores, none, none, none, false, 0.0, false);
+  set_documents(out.bound, bind_documents({out.codes, 0, document_offsets, document_lengths, none}, 1));
+  out.approximation.codes = code_view(out.codes);
+  out.approximation.centroid_count = centroid_scores.size(1);
+  out.approximation.centroid_scores = static_cast<const float*>(out.scores.const_data_ptr());
+  if (probed) {
+    require(probed->scalar_type() == ScalarType::Bool && probed->dim() == 2 &&
+                probed->size(0) == centroid_scores.size(0) && probed->size(1) == centroid_scores.size(1),
+            "probed must be bool [Nq, C]");
+    require_same_device(*probed, centroid_scores, "probed must be on the same device as centroid_scores");
+    out.probed = torch::stable::contiguous(*probed);
+    out.approximation.probed = static_cast<const uint8_t*>(out.probed.const_data_ptr());
+  }
   return out;
 }
 
@@ -188,5 +196,5 @@ MAXSIM_FRAGMENT(TORCH_EXTENSION_NAME, ops) {
       "(Tensor, Tensor)");
   ops.def(
       "approx_forward(Tensor centroid_scores, Tensor codes, Tensor? document_offsets, Tensor? document_lengths, "
-      "Tensor? pair_queries, Tensor? pair_documents) -> Tensor");
+      "Tensor? probed) -> Tensor");
 }

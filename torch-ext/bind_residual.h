@@ -43,15 +43,13 @@ std::tuple<Tensor, Tensor> new_results(const BoundProblem& bound, const Tensor& 
 // The arguments of `approx_forward`: scores of every centroid [Nq, C, Lq] and the documents' centroid numbers.
 struct __attribute__((visibility("hidden"))) BoundApproximation {
   BoundProblem bound;
-  CodeView codes;
-  int64_t centroid_count = 0;
-  const float* centroid_scores = nullptr;
-  Tensor codes_tensor, scores_tensor;
+  Approximation approximation;
+  Tensor codes, scores, probed;  // what the pointers point into
 };
 #define MAXSIM_APPROX_PARAMETERS                                                           \
   const Tensor &centroid_scores, const Tensor &codes, const MaybeTensor &document_offsets, \
-      const MaybeTensor &document_lengths, const MaybeTensor &pair_queries, const MaybeTensor &pair_documents
-#define MAXSIM_APPROX_ARGUMENTS centroid_scores, codes, document_offsets, document_lengths, pair_queries, pair_documents
+      const MaybeTensor &document_lengths, const MaybeTensor &probed
+#define MAXSIM_APPROX_ARGUMENTS centroid_scores, codes, document_offsets, document_lengths, probed
 BoundApproximation bind_approximation(MAXSIM_APPROX_PARAMETERS);
 
 std::tuple<Tensor, Tensor> residual_forward_cuda(MAXSIM_RESIDUAL_PARAMETERS);

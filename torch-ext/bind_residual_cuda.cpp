@@ -23,8 +23,8 @@ Tensor approx_forward_cuda(MAXSIM_APPROX_PARAMETERS) {
   const BoundApproximation call = bind_approximation(MAXSIM_APPROX_ARGUMENTS);
   Tensor scores = new_scores(call.bound, codes);
   const Launch launch(codes);
-  cuda::approx_forward(call.bound.problem, call.codes, call.centroid_count, call.centroid_scores,
-                       static_cast<float*>(scores.mutable_data_ptr()), launch.stream);
+  cuda::approx_forward(call.bound.problem, call.approximation, static_cast<float*>(scores.mutable_data_ptr()),
+                       launch.stream);
   return scores;
 }
 

@@ -18,8 +18,7 @@ std::tuple<Tensor, Tensor> residual_forward_cpu(MAXSIM_RESIDUAL_PARAMETERS) {
 Tensor approx_forward_cpu(MAXSIM_APPROX_PARAMETERS) {
   const BoundApproximation call = bind_approximation(MAXSIM_APPROX_ARGUMENTS);
   Tensor scores = new_scores(call.bound, codes);
-  cpu::approx_forward(call.bound.problem, call.codes, call.centroid_count, call.centroid_scores,
-                      static_cast<float*>(scores.mutable_data_ptr()));
+  cpu::approx_forward(call.bound.problem, call.approximation, static_cast<float*>(scores.mutable_data_ptr()));
   return scores;
 }
 

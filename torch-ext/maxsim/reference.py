@@ -323,11 +323,12 @@ def approximate(
     codes: Tensor,
     offsets: Tensor | None,
     lengths: Tensor | None,
-    pairs: tuple[Tensor, Tensor] | None = None,
+    probed: Tensor | None = None,
 ) -> Tensor:
     """Approximate scores of ``centroid_scores [Nq, C, Lq]``: a query token's similarities are looked up, not computed.
 
-    Written as MaxSim of one-hot queries: token i of a query picks feature i of a document token's row of scores.
+    Written as MaxSim of one-hot queries: token i of a query picks feature i of a document token's row of scores. With
+    ``probed``, bool ``[Nq, C]``, a document without a token of such a centroid scores -inf.
     """
     count, centroids, width = centroid_scores.shape
     codes = codes.long()
@@ -336,9 +337,13 @@ def approximate(
     results = []
     for query in range(count):
         problem = Problem(one_hot, centroid_scores[query][codes], None, offsets, None, lengths)
-        results.append(score(problem)[0][0])
-    scores = torch.stack(results) if results else centroid_scores.new_zeros(0, 0)
-    return scores if pairs is None else scores[pairs[0].long(), pairs[1].long()]
+        scores = score(problem)[0][0]
+        if probed is not None:
+            hits = probed[query][codes].to(centroid_scores.dtype)[..., None]
+            found = score(Problem(one_hot[:, :1, :1], hits, None, offsets, None, lengths))[0][0]
+            scores = scores.masked_fill(found == 0, -torch.inf)
+        results.append(scores)
+    return torch.stack(results) if results else centroid_scores.new_zeros(0, 0)
 
 
 def plaid_approx_score_reference(query_centroid_scores: Tensor, codes: Tensor, doc_lengths: Tensor) -> Tensor:

@@ -38,11 +38,8 @@ def _approx_forward(
     codes: Tensor,
     document_offsets: Tensor | None,
     document_lengths: Tensor | None,
-    pair_queries: Tensor | None,
-    pair_documents: Tensor | None,
+    probed: Tensor | None,
 ) -> Tensor:
-    if pair_queries is None:
-        shape = (centroid_scores.shape[0], _documents(codes, document_offsets))
-    else:
-        shape = tuple(pair_queries.shape)
-    return centroid_scores.new_empty(shape, dtype=torch.float32)
+    return centroid_scores.new_empty(
+        (centroid_scores.shape[0], _documents(codes, document_offsets)), dtype=torch.float32
+    )

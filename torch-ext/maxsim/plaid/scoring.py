@@ -170,13 +170,16 @@ def approximate(
     codes: Tensor,
     offsets: Tensor | None,
     lengths: Tensor | None,
-    pairs: tuple[Tensor, Tensor] | None = None,
+    probed: Tensor | None = None,
 ) -> Tensor:
-    """The same for ``centroid_scores [Nq, C, Lq]`` and padded or packed codes: ``[Nq, Nd]``, or ``[P]`` of pairs."""
+    """The same ``[Nq, Nd]`` for ``centroid_scores [Nq, C, Lq]`` and padded or packed codes.
+
+    With ``probed``, bool ``[Nq, C]``, a document without a token of a probed centroid scores -inf.
+    """
     device = codes.device.type
     if device != "meta" and device not in _APPROX_DEVICES:
-        return reference.approximate(centroid_scores, codes, offsets, lengths, pairs)
-    return documents.approx_forward(centroid_scores, codes, offsets, lengths, *(pairs or (None, None)))
+        return reference.approximate(centroid_scores, codes, offsets, lengths, probed)
+    return documents.approx_forward(centroid_scores, codes, offsets, lengths, probed)
 
 
 def unpack_residuals(residuals: Tensor, nbits: int, d: int) -> Tensor:
