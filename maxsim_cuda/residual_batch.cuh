@@ -8,7 +8,6 @@ namespace maxsim {
 namespace cuda {
 
 struct BatchShared {
-  float factors[kResidualWarps][16 * ResidualBatch::kTiles];
   float query_factor[ResidualBatch::kBlocks][32];
   uint32_t query_kept[ResidualBatch::kBlocks];
   float best[kResidualWarps][ResidualBatch::kBlocks][32];
@@ -80,36 +79,31 @@ __global__ void __launch_bounds__(kResidualThreads, ResidualBatch::kPerSm)
     const Span document = span_of(problem.documents, item);  // of no tokens where it is not valid
     const int length = document.length;
     bool any = false;
-    RowState<false> rows[C::kBlocks][2];
+    ColumnState<false> columns[C::kBlocks];
 #pragma unroll
-    for (int b = 0; b < C::kBlocks; ++b) rows[b][0].reset(), rows[b][1].reset();
+    for (int b = 0; b < C::kBlocks; ++b) columns[b].reset();
     const int step_tokens = 16 * C::kTiles, stride = step_tokens * args.team;
     Step<E, kBits, C::kTiles, kWhole> step;
     step.start(args, document, step_tokens * rank, stride);
     for (int first = step_tokens * rank; first < length; first += stride) {
+      step.gather(args);  // maxima leave no registers for the next step's rows: the SM's other warps multiply meanwhile
       step.describe(args, document, first);
       step.add(args, memory, own, multiplier);
-      step.load_packed(args, document, first + stride);
-      Squares<C::kTiles> squares{};
-      if (squared)
-#pragma unroll
-        for (int s = 0; s < kSteps; ++s) squares.multiply(step, s);
-      write_factors(squared, squares, step, shared.factors[warp]);
+      step.advance(args, document, first + stride, stride);
+      Factors<C::kTiles> factors;
+      factors.take(squared, step);
       any |= step.kept != 0;
 #pragma unroll
       for (int b = 0; b < C::kBlocks; ++b) {
         if (b >= group.blocks) break;
-#pragma unroll
-        for (int tile = 0; tile < 2; ++tile)
-          multiply_step(step, staged + b * kQueryBlockBytes, tile, shared.factors[warp], first, rows[b][tile]);
+        multiply_step(step, factors, staged + b * kQueryBlockBytes, first, columns[b]);
       }
-      step.advance(args, document, first + stride, stride);
     }
     if (args.team > 1) __syncthreads();  // everybody has read the maxima of the document before
 #pragma unroll
     for (int b = 0; b < C::kBlocks; ++b) {
       if (b >= group.blocks) break;
-      shared.best[warp][b][lane] = row_of_lane(rows[b]).value;
+      shared.best[warp][b][lane] = columns[b].gather().value;
     }
     shared.any[warp] = any;
     if (args.team > 1)

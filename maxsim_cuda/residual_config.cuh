@@ -25,12 +25,12 @@ constexpr int kLookupBytes = 256 * kLookupRow;
 constexpr int kQueryBlockBytes = 32 * kMaxResidualDim * 2;
 
 // A warp decompresses 16 kTiles tokens a step, for kBlocks blocks of 32 query rows, which wait in shared memory: in
-// registers they would leave none for the look-ups in flight.
-struct ResidualSingle {  // each warp has its own query; two blocks an SM leave registers for what is in flight
-  static constexpr int kTiles = 2, kBlocks = 1, kPerSm = 2;
+// registers they would leave none for the rows in flight.
+struct ResidualSingle {  // each warp has its own query; the next step's centroids are on their way during this one
+  static constexpr int kTiles = 1, kBlocks = 1, kPerSm = 3;
   static constexpr int kQueryBytes = kResidualWarps * kQueryBlockBytes;
 };
-struct ResidualBatch {  // all warps share their queries; running maxima fill the registers
+struct ResidualBatch {  // all warps share their queries, each of whose operands meets 32 tokens
   static constexpr int kTiles = 2, kBlocks = 8, kPerSm = 2;
   static constexpr int kQueryBytes = kBlocks * kQueryBlockBytes;
 };

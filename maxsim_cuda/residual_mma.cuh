@@ -1,4 +1,4 @@
-// MaxSim over residual documents on mma.sync: queries are the rows, tokens the columns, decompressed in registers.
+// MaxSim over residual documents on mma.sync: tokens, decompressed in registers, are the rows, and queries the columns.
 #pragma once
 
 #include "residual_step.cuh"
@@ -12,47 +12,82 @@ struct Best {
   int32_t winner;
 };
 
-// From the layout of the products to one row a lane.
+// Running maxima of 32 query rows: a lane has those of 8n + 2 (lane % 4) and the next, over its own tokens.
 template <bool kArgmax>
-__device__ __forceinline__ Best row_of_lane(RowState<kArgmax> (&rows)[2]) {
-  const int lane = threadIdx.x % 32;
-  Best best{-INFINITY, INT32_MAX};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (i % 2 == 0) rows[i / 2].reduce();
-    const float value = __shfl_sync(~0u, rows[i / 2].best[i % 2], lane % 8 * 4);
-    const int32_t winner = kArgmax ? __shfl_sync(~0u, rows[i / 2].winner[i % 2], lane % 8 * 4) : 0;
-    if (lane / 8 == i) best = {value, winner};
-  }
-  return best;
-}
+struct ColumnState {
+  float best[4][2];
+  int32_t winner[4][2];
 
-// Products of a step's tokens with 16 rows, as they enter the running maxima.
-template <class E, int kBits, int kTiles, bool kWhole, bool kArgmax>
-__device__ __forceinline__ void multiply_step(const Step<E, kBits, kTiles, kWhole>& step, unsigned char* queries,
-                                              int tile, const float* factors, int first, RowState<kArgmax>& row) {
-  float c[2 * kTiles][4] = {};
+  __device__ __forceinline__ void reset() {
 #pragma unroll
-  for (int s = 0; s < kSteps; ++s) {
-    const uint4 a = *staged_operand(queries, tile, s);
-    const uint32_t rows[4] = {a.x, a.y, a.z, a.w};
+    for (int n = 0; n < 4; ++n)
 #pragma unroll
-    for (int j = 0; j < 2 * kTiles; ++j) {
-      uint32_t columns[2];
-      step.operand(j, s, columns);
-      ptx::mma<E>(c[j], rows, columns);
+      for (int e = 0; e < 2; ++e) {
+        best[n][e] = -INFINITY;
+        if (kArgmax) winner[n][e] = INT32_MAX;
+      }
+  }
+  __device__ __forceinline__ void take(int n, int e, float value, int32_t token) {
+    if (!kArgmax) {
+      best[n][e] = max_nan(best[n][e], value);
+    } else if (beats(value, token, best[n][e], winner[n][e])) {
+      best[n][e] = value;
+      winner[n][e] = token;
     }
   }
-  const int column0 = threadIdx.x % 4 * 2;
+  // Over all tokens, with query row l in lane l.
+  __device__ __forceinline__ Best gather() {
+    const int lane = threadIdx.x % 32;
+    Best out{-INFINITY, INT32_MAX};
+#pragma unroll
+    for (int n = 0; n < 4; ++n)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+#pragma unroll
+        for (int step = 4; step <= 16; step *= 2) {
+          const float other = __shfl_xor_sync(~0u, best[n][e], step);
+          const int32_t token = kArgmax ? __shfl_xor_sync(~0u, winner[n][e], step) : 0;
+          take(n, e, other, token);
+        }
+        const float value = __shfl_sync(~0u, best[n][e], lane % 8 / 2);
+        const int32_t token = kArgmax ? __shfl_sync(~0u, winner[n][e], lane % 8 / 2) : 0;
+        if (lane / 8 == n && lane % 2 == e) out = {value, token};
+      }
+    return out;
+  }
+};
+
+// Products of a step's tokens with 32 query rows, as they enter the running maxima.
+template <class E, int kBits, int kTiles, bool kWhole, bool kArgmax>
+__device__ __forceinline__ void multiply_step(const Step<E, kBits, kTiles, kWhole>& step,
+                                              const Factors<kTiles>& factors, unsigned char* queries, int first,
+                                              ColumnState<kArgmax>& columns) {
+  float c[kTiles][4][4] = {};
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint4 b = *staged_operand(queries, half, s);
+      const uint32_t low[2] = {b.x, b.y}, high[2] = {b.z, b.w};
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        ptx::mma<E>(c[tile][2 * half], step.rows[tile][s], low);
+        ptx::mma<E>(c[tile][2 * half + 1], step.rows[tile][s], high);
+      }
+    }
+  const int group = threadIdx.x % 32 / 4;
   const bool full = step.kept == (kTiles == 2 ? ~0u : 0xffffu);
 #pragma unroll
-  for (int j = 0; j < 2 * kTiles; ++j) {
-    const int column = column0 + 8 * j;
-    const float2 factor = *reinterpret_cast<const float2*>(factors + column);
+  for (int tile = 0; tile < kTiles; ++tile) {
+    const int token = 16 * tile + group;
+    const bool low = full || step.kept >> token & 1, high = full || step.kept >> (token + 8) & 1;
 #pragma unroll
-    for (int e = 0; e < 4; ++e)
-      if (full || step.kept >> (column + e % 2) & 1)
-        row.take(e / 2, c[j][e] * (e % 2 ? factor.y : factor.x), first + column + e % 2);
+    for (int n = 0; n < 4; ++n)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        if (low) columns.take(n, e, c[tile][n][e] * factors.low[tile], first + token);
+        if (high) columns.take(n, e, c[tile][n][2 + e] * factors.high[tile], first + token + 8);
+      }
   }
 }
 
@@ -99,7 +134,6 @@ __global__ void __launch_bounds__(kResidualThreads, ResidualSingle::kPerSm)
     residual_single(const __grid_constant__ ResidualArgs args) {
   using C = ResidualSingle;
   extern __shared__ __align__(128) unsigned char memory[];
-  __shared__ float factors[kResidualWarps][16 * C::kTiles];
   __shared__ ResidualExchange exchange;
   const Problem& problem = args.problem;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -130,27 +164,24 @@ __global__ void __launch_bounds__(kResidualThreads, ResidualSingle::kPerSm)
         __syncwarp();
         loaded_query = at.query, loaded_chunk = chunk;
       }
-      RowState<kArgmax> rows[2];
-      rows[0].reset(), rows[1].reset();
+      ColumnState<kArgmax> columns;
+      columns.reset();
       const int stride = 16 * C::kTiles * args.team;
       int first = 16 * C::kTiles * rank;
       Step<E, kBits, C::kTiles, kWhole> step;
       step.start(args, document, first, stride);
+      if (first < document.length) step.gather(args);
       for (; first < document.length; first += stride) {
         step.describe(args, document, first);
         step.add(args, memory, own, multiplier);
-        step.load_packed(args, document, first + stride);
-        Squares<C::kTiles> squares{};
-        if (squared)
-#pragma unroll
-          for (int s = 0; s < kSteps; ++s) squares.multiply(step, s);
-        write_factors(squared, squares, step, factors[warp]);
-        multiply_step(step, queries, 0, factors[warp], first, rows[0]);
-        multiply_step(step, queries, 1, factors[warp], first, rows[1]);
-        any |= step.kept != 0;
         step.advance(args, document, first + stride, stride);
+        if (first + stride < document.length) step.gather(args);
+        Factors<C::kTiles> factors;
+        factors.take(squared, step);
+        multiply_step(step, factors, queries, first, columns);
+        any |= step.kept != 0;
       }
-      const Best best = meet<kArgmax>(exchange, args.team, row_of_lane(rows), any);
+      const Best best = meet<kArgmax>(exchange, args.team, columns.gather(), any);
       const bool counts = block.kept >> lane & 1;
       total += sum_lanes(counts ? static_cast<double>(best.value * block.factor) : 0.0);
       if (kArgmax && args.argmax && rank == 0) {

@@ -1,5 +1,5 @@
 // Query rows as operands of mma.sync, for the order of features that residual tokens have: lane t of a quad owns
-// features 8t to 8t + 7 of every 32, of rows g, g + 8, g + 16 and g + 24 of a block.
+// features 8t to 8t + 7 of every 32, of rows g, g + 8, g + 16 and g + 24 of a block of columns.
 #pragma once
 
 #include <type_traits>
@@ -48,12 +48,32 @@ __device__ __forceinline__ QueryShare load_query_share(const Segments& side, con
   const int first = threadIdx.x % 4 * kChunk8;
   float values[kShare];
   float largest = 0.f, square = 0.f;
+  const int64_t row = span.begin + token * side.token_stride;
+  const auto* plain = static_cast<const E*>(side.data) + row + first;
+  const bool is_e = side.dtype == (std::is_same<E, __half>::value ? DType::f16 : DType::bf16);
+  if (is_e && side.feature_stride == 1 && side.dim == kMaxResidualDim && reinterpret_cast<uintptr_t>(plain) % 16 == 0) {
+    uint4 chunks[kChunks];
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c)
+      chunks[c] = inside ? __ldg(reinterpret_cast<const uint4*>(plain + 32 * c)) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const uint32_t words[4] = {chunks[c].x, chunks[c].y, chunks[c].z, chunks[c].w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 two = Pair<E>::unpack(words[i]);
+        values[kChunk8 * c + 2 * i] = two.x, values[kChunk8 * c + 2 * i + 1] = two.y;
+      }
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kShare; ++k) {
+      const int feature = k / kChunk8 * 32 + first + k % kChunk8;
+      values[k] = inside && feature < side.dim ? load_element(side, row + feature * side.feature_stride) : 0.f;
+    }
+  }
 #pragma unroll
   for (int k = 0; k < kShare; ++k) {
-    const int feature = k / kChunk8 * 32 + first + k % kChunk8;
-    const bool there = inside && feature < side.dim;
-    values[k] =
-        there ? load_element(side, span.begin + token * side.token_stride + feature * side.feature_stride) : 0.f;
     largest = fmaxf(largest, fabsf(values[k]));
     square = fmaf(values[k], values[k], square);
   }
@@ -86,9 +106,10 @@ struct QueryRows {
   uint32_t kept;
 };
 
-// Operands of 16 rows as 16 bytes a lane, one after another for the lanes: no two meet in a bank.
-__device__ __forceinline__ uint4* staged_operand(unsigned char* block, int tile, int s) {
-  return reinterpret_cast<uint4*>(block) + (tile * kSteps + s) * 32 + threadIdx.x % 32;
+// Operands of 16 query rows for 16 features, as 16 bytes a lane, one after another for the lanes: no two meet in a
+// bank.
+__device__ __forceinline__ uint4* staged_operand(unsigned char* block, int half, int s) {
+  return reinterpret_cast<uint4*>(block) + (half * kSteps + s) * 32 + threadIdx.x % 32;
 }
 
 // By one warp, which has to meet the others, or itself, before anybody reads.
@@ -98,17 +119,17 @@ __device__ __forceinline__ QueryRows stage_query_block(unsigned char* block, con
   const int lane = threadIdx.x % 32, group = lane / 4, first = chunk * 32;
   QueryRows rows{0.f, 0};
 #pragma unroll 1
-  for (int tile = 0; tile < 2; ++tile) {
-    const int low_row = first + tile * 16 + group, high_row = low_row + 8;
+  for (int half = 0; half < 2; ++half) {
+    const int low_row = first + half * 16 + group, high_row = low_row + 8;
     const QueryShare low = load_query_share<E>(side, span, low_row, normalize, low_row < span.length);
     const QueryShare high = load_query_share<E>(side, span, high_row, normalize, high_row < span.length);
 #pragma unroll
     for (int s = 0; s < kSteps; ++s)
-      *staged_operand(block, tile, s) =
-          make_uint4(low.pairs[2 * s], high.pairs[2 * s], low.pairs[2 * s + 1], high.pairs[2 * s + 1]);
+      *staged_operand(block, half, s) =
+          make_uint4(low.pairs[2 * s], low.pairs[2 * s + 1], high.pairs[2 * s], high.pairs[2 * s + 1]);
     const float low_factor = __shfl_sync(~0u, low.factor, lane % 8 * 4);
     const float high_factor = __shfl_sync(~0u, high.factor, lane % 8 * 4);
-    if (lane / 16 == tile) rows.factor = lane / 8 % 2 ? high_factor : low_factor;
+    if (lane / 16 == half) rows.factor = lane / 8 % 2 ? high_factor : low_factor;
   }
   const int token = first + lane;
   rows.kept = __ballot_sync(~0u, token < span.length && token_kept(side, span, token));

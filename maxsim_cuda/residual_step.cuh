@@ -1,5 +1,4 @@
-// A warp's way over the tokens of a document: codes are read two steps ahead, buckets one, centroid rows as soon as the
-// registers of the step before are free.
+// A warp's way over the tokens of a document: codes are read two steps ahead, buckets one.
 #pragma once
 
 #include "ptx/mma.cuh"
@@ -51,7 +50,8 @@ struct Step {
   float inverse;                          // of the lane's token
   uint32_t kept, unknown;                 // a bit a token: counts; names no centroid
   Packed<kBits, kWhole> packed[kGroups];  // of the next step once `add` is done
-  uint32_t pairs[kGroups][kShare / 2];    // centroids, then sums with the weights
+  uint32_t centroids[kGroups][kShare / 2];  // of the next step once `add` is done
+  uint32_t rows[kTiles][kSteps][4];         // their sums with the weights: operands of 16 tokens by 16 features
 
   __device__ __forceinline__ static int64_t row_of(const Span& document, int token) {
     return document.first_row + min(token, document.length - 1);
@@ -73,7 +73,6 @@ struct Step {
     raw = ahead;
     load_packed(args, document, first);
     load_ahead(args, document, first + stride);
-    if (first < document.length) gather(args);
   }
 
   // Centroid rows of the tokens in `raw`. An unknown one takes the first row, and a NaN later.
@@ -98,8 +97,8 @@ struct Step {
   }
 
   __device__ __forceinline__ void set(int j, int c, const uint4& four) {
-    pairs[j][4 * c] = four.x, pairs[j][4 * c + 1] = four.y;
-    pairs[j][4 * c + 2] = four.z, pairs[j][4 * c + 3] = four.w;
+    centroids[j][4 * c] = four.x, centroids[j][4 * c + 1] = four.y;
+    centroids[j][4 * c + 2] = four.z, centroids[j][4 * c + 3] = four.w;
   }
 
   // What `raw` says of this step's tokens, before `advance` puts the next one's there.
@@ -127,71 +126,70 @@ struct Step {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const uint32_t factor = Weight<E, kBits>::kShared ? shared : exists ? multipliers[i] : 0u;
-          pairs[j][4 * c + i] = add_weights<E>(pairs[j][4 * c + i], values[i], factor);
+          const int pair = 4 * c + i;
+          rows[j / 2][pair / 2][j % 2 + 2 * (pair % 2)] = add_weights<E>(centroids[j][pair], values[i], factor);
         }
       }
     }
   }
 
-  // The next step's rows start on their way into the registers that this one has multiplied.
+  // What `raw` says is of the next step from here on.
   __device__ __forceinline__ void advance(const ResidualArgs& args, const Span& document, int next, int stride) {
     raw = ahead;
-    if (next < document.length) gather(args);
+    load_packed(args, document, next);
     load_ahead(args, document, next + stride);
-  }
-
-  __device__ __forceinline__ void operand(int j, int s, uint32_t (&b)[2]) const {
-    b[0] = pairs[j][2 * s];
-    b[1] = pairs[j][2 * s + 1];
   }
 };
 
-// Squares of the tokens' lengths, as the diagonal of their products with themselves: what is an operand for the columns
-// is one for the rows as well.
+// Factors of a lane's tokens, g and g + 8 of each tile: inverse lengths where documents are normalised, NaN without a
+// centroid.
 template <int kTiles>
-struct Squares {
-  float low[kTiles][4], high[kTiles][4];
+struct Factors {
+  float low[kTiles], high[kTiles];
 
+  // Squares of lengths are the diagonal of the tokens' products with themselves: what is an operand for the rows is one
+  // for the columns as well. Lane 4g + g / 2 has those of tokens g and g + 8.
   template <class E, int kBits, bool kWhole>
-  __device__ __forceinline__ void multiply(const Step<E, kBits, kTiles, kWhole>& step, int s) {
+  __device__ __forceinline__ void from_squares(const Step<E, kBits, kTiles, kWhole>& step) {
+    const int lane = threadIdx.x % 32, group = lane / 4, source = lane / 4 * 4 + group / 2;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      uint32_t first[2], second[2];
-      step.operand(2 * tile, s, first);
-      step.operand(2 * tile + 1, s, second);
-      const uint32_t rows[4] = {first[0], second[0], first[1], second[1]};
-      ptx::mma<E>(low[tile], rows, first);
-      ptx::mma<E>(high[tile], rows, second);
+      float first[2][4] = {}, second[2][4] = {};  // two sums each, so that half as many wait for one another
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) {
+        const uint32_t (&rows)[4] = step.rows[tile][s];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          ptx::mma_k8<E>(first[half], rows[2 * half], rows[2 * half + 1], rows[2 * half]);
+          ptx::mma_k8<E>(second[half], rows[2 * half], rows[2 * half + 1], rows[2 * half + 1]);
+        }
+      }
+      const int odd = group % 2;
+      low[tile] = inverse(__shfl_sync(~0u, odd ? first[0][1] + first[1][1] : first[0][0] + first[1][0], source));
+      high[tile] = inverse(__shfl_sync(~0u, odd ? second[0][3] + second[1][3] : second[0][2] + second[1][2], source));
+    }
+  }
+  static __device__ __forceinline__ float inverse(float square) {
+    return square < kNormEps * kNormEps ? 1.f / kNormEps : rsqrtf(square);
+  }
+
+  template <class E, int kBits, bool kWhole>
+  __device__ __forceinline__ void take(bool squared, const Step<E, kBits, kTiles, kWhole>& step) {
+    const int group = threadIdx.x % 32 / 4;
+    if (squared) from_squares(step);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      if (!squared) {
+        low[tile] = __shfl_sync(~0u, step.inverse, 16 * tile + group);
+        high[tile] = __shfl_sync(~0u, step.inverse, 16 * tile + 8 + group);
+      }
+      if (step.unknown) {
+        if (step.unknown >> (16 * tile + group) & 1) low[tile] = __int_as_float(0x7fc00000);
+        if (step.unknown >> (16 * tile + 8 + group) & 1) high[tile] = __int_as_float(0x7fc00000);
+      }
     }
   }
 };
-
-// Factors of a step's columns in shared memory: inverse lengths where documents are normalised, NaN without a centroid.
-// Lane 4g + g / 2 has the squares of tokens g and g + 8.
-template <class E, int kBits, int kTiles, bool kWhole>
-__device__ __forceinline__ void write_factors(bool squared, const Squares<kTiles>& squares,
-                                              const Step<E, kBits, kTiles, kWhole>& step, float* factors) {
-  const int lane = threadIdx.x % 32, group = lane / 4;
-  __syncwarp();
-  if (squared) {
-    if (lane % 4 == group / 2)
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float* both = half ? squares.high[tile] + 2 : squares.low[tile];
-          const float square = group % 2 ? both[1] : both[0];
-          factors[16 * tile + 8 * half + group] = square < kNormEps * kNormEps ? 1.f / kNormEps : rsqrtf(square);
-        }
-  } else if (lane < 16 * kTiles) {
-    factors[lane] = step.inverse;
-  }
-  __syncwarp();
-  if (step.unknown) {
-    if (step.unknown >> lane & 1) factors[lane] = __int_as_float(0x7fc00000);
-    __syncwarp();
-  }
-}
 
 }  // namespace cuda
 }  // namespace maxsim

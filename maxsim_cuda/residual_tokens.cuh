@@ -29,7 +29,7 @@ struct Weight {
   }
 
   // For all of them, by the whole block of threads, of which each tries one.
-  static __device__ float shared_multiplier(const Residuals& index, float* scratch) {
+  static __device__ float shared_multiplier(const Residuals& index, uint64_t* scratch) {
     static_assert(kResidualThreads == 128, "a candidate a thread");
     float off = 0.f;
     for (int bucket = 0; bucket < 1 << kBits; ++bucket) {
@@ -37,12 +37,14 @@ struct Weight {
       const float e = fmaf(rounded(weight / m), m, -weight);
       off = fmaf(e, e, off);
     }
-    scratch[threadIdx.x] = off;
+    // The least error, and among equals the first candidate: as integers, floats from 0 up are ordered alike.
+    uint64_t mine = static_cast<uint64_t>(__float_as_uint(off)) << 32 | threadIdx.x;
+    for (int step = 16; step; step /= 2) mine = min(mine, __shfl_xor_sync(~0u, mine, step));
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = mine;
     __syncthreads();
-    int least = 0;
-    for (int i = 1; i < kResidualThreads; ++i)
-      if (scratch[i] < scratch[least]) least = i;
+    for (int warp = 0; warp < kResidualWarps; ++warp) mine = min(mine, scratch[warp]);
     __syncthreads();
+    const int least = static_cast<int>(mine & 0xffffffffu);
     return candidate(least);
   }
 };
@@ -60,21 +62,25 @@ struct Lookup {
     uint32_t* words = reinterpret_cast<uint32_t*>(table);
     float shared = 1.f;
     if constexpr (W::kShared) {
-      shared = W::shared_multiplier(index, reinterpret_cast<float*>(table));
-      for (int i = threadIdx.x; i < kLookupBytes / 4; i += blockDim.x) {
-        const int byte = i / (kLookupRow / 4), word = i % (kEntry / 4);
-        float values[2];
+      shared = W::shared_multiplier(index, reinterpret_cast<uint64_t*>(table));
+      for (int byte = threadIdx.x; byte < 256; byte += blockDim.x) {
+        uint32_t entry[kEntry / 4];
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int bucket = byte >> (2 * word + e) * kBits & ((1 << kBits) - 1);
-          values[e] = load_element(index.weights, index.weight_type, bucket) / shared;
+        for (int word = 0; word < kEntry / 4; ++word) {
+          float values[2];
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const int bucket = byte >> (2 * word + e) * kBits & ((1 << kBits) - 1);
+            values[e] = load_element(index.weights, index.weight_type, bucket) / shared;
+          }
+          entry[word] = Pair<E>::pack(values[0], values[1]);
         }
-        words[i] = Pair<E>::pack(values[0], values[1]);
+        fill_row(words, byte, entry);
       }
     } else {
       for (int byte = threadIdx.x; byte < 256; byte += blockDim.x) {
         const auto weight = [&](int bucket) { return W::best(load_element(index.weights, index.weight_type, bucket)); };
-        uint32_t entry[2];
+        uint32_t entry[kEntry / 4];
         if constexpr (kBits == 8) {
           const W one = weight(byte);
           entry[0] = Pair<E>::pack(one.value, one.multiplier);
@@ -83,10 +89,20 @@ struct Lookup {
           entry[0] = Pair<E>::pack(low.value, high.value);
           entry[1] = Pair<E>::pack(low.multiplier, high.multiplier);
         }
-        for (int i = 0; i < kLookupRow / 4; ++i) words[byte * (kLookupRow / 4) + i] = entry[i % (kEntry / 4)];
+        fill_row(words, byte, entry);
       }
     }
     return shared;
+  }
+
+  // Each thread starts at another word, so that threads of a warp do not meet in a bank.
+  static __device__ __forceinline__ void fill_row(uint32_t* words, int byte, const uint32_t (&entry)[kEntry / 4]) {
+    for (int i = 0; i < kLookupRow / kEntry; ++i) {
+      const int copy = (i + threadIdx.x) % kCopies;
+#pragma unroll
+      for (int word = 0; word < kEntry / 4; ++word)
+        words[byte * (kLookupRow / 4) + copy * (kEntry / 4) + word] = entry[word];
+    }
   }
 
   // This lane's copy within a row. Opaque, so that it stays one value in a register.
