@@ -18,6 +18,15 @@ __device__ __forceinline__ void ldmatrix(uint32_t (&out)[4], const void* shared)
                : "memory");
 }
 
+// The same with each matrix transposed.
+__device__ __forceinline__ void ldmatrix_transposed(uint32_t (&out)[4], const void* shared) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(address)
+               : "memory");
+}
+
 template <class T>
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 

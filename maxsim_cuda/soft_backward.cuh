@@ -1,0 +1,159 @@
+// Backward of the soft maximum: a block owns tokens of one side, computes the shares of the other side's tokens again
+// and adds those, weighted. Nothing is added to by two blocks, so gradients are the same on every run.
+#pragma once
+
+#include "soft_tile.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+__device__ __forceinline__ void store_element(const Segments& side, void* out, int64_t element, float value) {
+  switch (side.dtype) {
+    case DType::f32:
+      static_cast<float*>(out)[element] = value;
+      return;
+    case DType::f16:
+      static_cast<__half*>(out)[element] = __float2half_rn(value);
+      return;
+    default:
+      static_cast<__nv_bfloat16*>(out)[element] = __float2bfloat16_rn(value);
+  }
+}
+
+// The power of two that brings the largest gradient of a segment's scores to [1, 2), for weights in fp16.
+template <class Number>
+__device__ __forceinline__ float weight_unit(const SoftArgs& args, int64_t count, const Number& pair_of,
+                                             float* shared) {
+  float largest = 0.f;
+  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
+    const float grad = fabsf(args.grad_scores[pair_of(i)]);
+    if (grad <= 0x1p100f) largest = fmaxf(largest, grad);
+  }
+  for (int step = 16; step; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = largest;
+  __syncthreads();
+  for (int warp = 0; warp < blockDim.x / 32; ++warp) largest = fmaxf(largest, shared[warp]);
+  if (!(largest >= 0x1p-100f)) return 1.f;
+  return __int_as_float(__float_as_int(largest) & 0x7f800000);
+}
+
+// The logarithm of a query token's sum, and its weight: NaN where the logarithm is not finite.
+struct TokenPart {
+  float log = 0.f, weight = 0.f;
+
+  __device__ __forceinline__ TokenPart() {}
+  __device__ __forceinline__ TokenPart(const SoftArgs& args, int64_t pair, int64_t token, float grad) {
+    const float part = args.parts[pair * args.width + token];
+    const bool finite = isfinite(part);
+    log = finite ? part * args.to_log : 0.f;
+    weight = finite ? grad : NAN;
+  }
+};
+
+// kQueries: the gradient of queries, else of documents. The grid is segments x row blocks x chunks of features.
+template <class Op, bool kQueries>
+__global__ void __launch_bounds__(128) soft_backward(SoftArgs args, void* out) {
+  constexpr int kColumns = Op::kFeatures / 8;
+  __shared__ SoftTiles tiles;
+  __shared__ float column_log[kSoftTokens], column_weight[kSoftTokens], shared[4];
+  const Problem& problem = args.problem;
+  const Segments &own_side = kQueries ? problem.queries : problem.documents,
+                 &other_side = kQueries ? problem.documents : problem.queries;
+  const float *own_norms = kQueries ? args.query_norms : args.document_norms,
+              *other_norms = kQueries ? args.document_norms : args.query_norms;
+  const int64_t row = int64_t{blockIdx.y} * (blockDim.x / 2);
+  const int chunk = blockIdx.z, warp_row = threadIdx.x / 32 * 16;
+  const int64_t segment = blockIdx.x;
+  const SoftSide own(own_side, own_norms, segment);
+  if (row >= own.span.length) return;
+
+  const bool slab = problem.pairing == Pairing::slab;
+  const int64_t inner = problem.documents.inner;
+  const int64_t others = !slab ? other_side.count : kQueries ? inner : 1;
+  const auto pair_of = [&](int64_t i) {
+    if (slab) return kQueries ? segment * inner + i : segment;
+    return kQueries ? segment * problem.documents.count + i : i * problem.documents.count + segment;
+  };
+  const auto other_of = [&](int64_t i) {
+    return !slab ? i : kQueries ? segment * inner + i : quotient(segment, inner);
+  };
+  const float unit = weight_unit(args, others, pair_of, shared);
+
+  float row_scale[2], projection[2] = {0.f, 0.f}, gradient[kColumns][4];
+  bool row_kept[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int64_t token = row + warp_row + fragment_row(2 * half);
+    row_kept[half] = own.has(token);
+    row_scale[half] = row_kept[half] ? own.scale(token) : 0.f;
+  }
+#pragma unroll
+  for (int f = 0; f < kColumns; ++f)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) gradient[f][i] = 0.f;
+  const int features = static_cast<int>(min(own_side.dim - int64_t{chunk} * Op::kFeatures, int64_t{Op::kFeatures}));
+
+  bool fresh = true;
+  for (int64_t i = 0; i < others; ++i) {
+    const int64_t pair = pair_of(i);
+    const SoftSide other(other_side, other_norms, other_of(i));
+    const float grad = args.grad_scores[pair] / unit;
+    TokenPart mine[2];
+    if (kQueries)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        if (row_kept[half]) mine[half] = TokenPart(args, pair, row + warp_row + fragment_row(2 * half), grad);
+    for (int64_t token = 0; token < other.span.length; token += kSoftTokens) {
+      float s[8][4];
+      tile_similarities<Op>(tiles, own, row, other, token, chunk, fresh, s);
+      fresh = false;
+      if (!kQueries) {
+        for (int c = threadIdx.x; c < kSoftTokens; c += blockDim.x) {
+          const TokenPart part = tiles.column_kept[c] ? TokenPart(args, pair, token + c, grad) : TokenPart();
+          column_log[c] = part.log;
+          column_weight[c] = part.weight;
+        }
+        __syncthreads();
+      }
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int half = e / 2, column = j * 8 + fragment_column(e);
+          const float scale = tiles.column_scale[column];
+          const float log = kQueries ? mine[half].log : column_log[column];
+          const float weight = kQueries ? mine[half].weight : column_weight[column];
+          const float similarity = s[j][e] * scale * row_scale[half];
+          const bool counts = tiles.column_kept[column] && row_kept[half];
+          const float share = counts ? exp2f(fmaf(similarity, args.to_log, -log)) * weight : 0.f;
+          if (counts) projection[half] = fmaf(share, similarity, projection[half]);
+          s[j][e] = share * scale;
+        }
+      Op::weighted_sums(tiles.other, features, s, gradient);
+    }
+  }
+
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    projection[half] += __shfl_xor_sync(~0u, projection[half], 1);
+    projection[half] += __shfl_xor_sync(~0u, projection[half], 2);
+    if (!row_kept[half]) continue;
+    const int64_t token = row + warp_row + fragment_row(2 * half);
+    const int64_t from = own.span.begin + token * own_side.token_stride;
+    const int64_t to = (own.span.first_row + token) * own_side.dim;
+    const bool turns = own_norms && row_scale[half] < 1.f / kNormEps;  // below eps normalising only scales
+#pragma unroll
+    for (int f = 0; f < kColumns; ++f)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int64_t k = int64_t{chunk} * Op::kFeatures + f * 8 + fragment_column(e);
+        if (k >= own_side.dim) continue;
+        float value = gradient[f][2 * half + e];
+        if (turns) value -= load_feature(own_side, from, k) * row_scale[half] * projection[half];
+        store_element(own_side, out, to + k, value * unit * (own_norms ? row_scale[half] : 1.f));
+      }
+  }
+}
+
+}  // namespace cuda
+}  // namespace maxsim
