@@ -25,6 +25,8 @@ TITLES = {
     "forward": "Forward",
     "overhead": "A small call",
     "train": "Training step",
+    "loss": "Contrastive loss, a training step",
+    "soft": "Soft maximum, a training step",
     "forms": "Forms",
     "paths": "Other paths on this device",
     "plaid": "PLAID residuals",

@@ -74,3 +74,17 @@ def ladder(result: Row) -> Figure:
         axes.margins(x=0.15)
         axes.invert_yaxis()
     return figure
+
+
+def training(result: Row) -> Figure:
+    """Loss by step of both implementations; where they agree, one covers the other."""
+    figure = canvas(6, 2.8)
+    (axes,) = figure.axes
+    styles = {"torch": (COLOURS["eager"], 4.0, "torch"), "maxsim": (COLOURS["ours"], 1.5, "maxsim")}
+    for impl, (colour, width, name) in styles.items():
+        losses = result["runs"][impl]["losses"]
+        axes.plot(range(1, len(losses) + 1), losses, color=colour, linewidth=width, label=name)
+    axes.set(xlabel="step", ylabel="loss")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure

@@ -11,11 +11,14 @@ from pathlib import Path
 import cpu_table
 import gpu_table
 import plot
+import train_table
 from results import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-CPU_RESULTS, GPU_RESULTS, LADDER_RESULTS = (RESULTS / name for name in ("cpu.json", "h200.json", "ladder.json"))
+CPU_RESULTS, GPU_RESULTS, LADDER_RESULTS, TRAIN_RESULTS = (
+    RESULTS / name for name in ("cpu.json", "h200.json", "ladder.json", "train_example.json")
+)
 
 # Document, name of the markers in it, results, what makes the text between the markers, and pictures below it.
 TABLES: list[tuple[Path, str, Path, Callable[[Row], str], list[str]]] = [
@@ -23,12 +26,14 @@ TABLES: list[tuple[Path, str, Path, Callable[[Row], str], list[str]]] = [
     (ROOT / "docs" / "benchmarks.md", "cpu-rows", CPU_RESULTS, cpu_table.every_row, []),
     (ROOT / "README.md", "h200-summary", GPU_RESULTS, gpu_table.summary, []),
     (ROOT / "docs" / "benchmarks.md", "h200-rows", GPU_RESULTS, gpu_table.every_row, ["h200-forward", "h200-train"]),
+    (ROOT / "docs" / "tasks" / "train.md", "train-example", TRAIN_RESULTS, train_table.training, []),
     (ROOT / "docs" / "ladder.md", "ladder", LADDER_RESULTS, gpu_table.ladder, ["ladder"]),
 ]
 PICTURES: dict[str, tuple[Path, Callable[[Row], object]]] = {
     "h200-forward": (GPU_RESULTS, plot.forward),
     "h200-train": (GPU_RESULTS, plot.train),
     "ladder": (LADDER_RESULTS, plot.ladder),
+    "train-example": (TRAIN_RESULTS, plot.training),
 }
 
 

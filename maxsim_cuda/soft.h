@@ -6,8 +6,8 @@
 namespace maxsim {
 namespace cuda {
 
-// Throws where the layout is none of these.
-int64_t soft_workspace(const Problem& problem);
+// Scratch memory in bytes. Throws where the layout is none of these.
+int64_t soft_workspace(const Problem& problem, bool backward);
 
 // parts [pairs, argmax_width], what each query token adds to a score, or null.
 void soft_forward(const Problem& problem, Path path, double tau, float* scores, float* parts, void* workspace,

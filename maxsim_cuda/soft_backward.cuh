@@ -50,7 +50,20 @@ struct TokenPart {
   }
 };
 
-// kQueries: the gradient of queries, else of documents. The grid is segments x row blocks x chunks of features.
+// Writes feature k of the gradient of a token: through the normalisation, which below eps only scales.
+__device__ __forceinline__ void finish_feature(const SoftSide& own, int64_t token, int64_t k, float sum,
+                                               float projection, void* out) {
+  if (own.norms) {
+    const float scale = own.scale(token);
+    if (scale < 1.f / kNormEps)
+      sum -= load_feature(own.side, own.span.begin + token * own.side.token_stride, k) * scale * projection;
+    sum *= scale;
+  }
+  store_element(own.side, out, (own.span.first_row + token) * own.side.dim + k, sum);
+}
+
+// kQueries: the gradient of queries, else of documents. The grid is segments x row blocks x (chunks of features,
+// splits).
 template <class Op, bool kQueries>
 __global__ void __launch_bounds__(128) soft_backward(SoftArgs args, void* out) {
   constexpr int kColumns = Op::kFeatures / 8;
@@ -62,7 +75,7 @@ __global__ void __launch_bounds__(128) soft_backward(SoftArgs args, void* out) {
   const float *own_norms = kQueries ? args.query_norms : args.document_norms,
               *other_norms = kQueries ? args.document_norms : args.query_norms;
   const int64_t row = int64_t{blockIdx.y} * (blockDim.x / 2);
-  const int chunk = blockIdx.z, warp_row = threadIdx.x / 32 * 16;
+  const int chunk = blockIdx.z / args.splits, split = blockIdx.z % args.splits, warp_row = threadIdx.x / 32 * 16;
   const int64_t segment = blockIdx.x;
   const SoftSide own(own_side, own_norms, segment);
   if (row >= own.span.length) return;
@@ -94,7 +107,7 @@ __global__ void __launch_bounds__(128) soft_backward(SoftArgs args, void* out) {
   const int features = static_cast<int>(min(own_side.dim - int64_t{chunk} * Op::kFeatures, int64_t{Op::kFeatures}));
 
   bool fresh = true;
-  for (int64_t i = 0; i < others; ++i) {
+  for (int64_t i = others * split / args.splits; i < others * (split + 1) / args.splits; ++i) {
     const int64_t pair = pair_of(i);
     const SoftSide other(other_side, other_norms, other_of(i));
     const float grad = args.grad_scores[pair] / unit;
@@ -115,10 +128,11 @@ __global__ void __launch_bounds__(128) soft_backward(SoftArgs args, void* out) {
         }
         __syncthreads();
       }
+      const int columns = columns_of(other, token);
 #pragma unroll
       for (int j = 0; j < 8; ++j)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
+        for (int e = 0; e < 4 && j * 8 < columns; ++e) {
           const int half = e / 2, column = j * 8 + fragment_column(e);
           const float scale = tiles.column_scale[column];
           const float log = kQueries ? mine[half].log : column_log[column];
@@ -129,7 +143,7 @@ __global__ void __launch_bounds__(128) soft_backward(SoftArgs args, void* out) {
           if (counts) projection[half] = fmaf(share, similarity, projection[half]);
           s[j][e] = share * scale;
         }
-      Op::weighted_sums(tiles.other, features, s, gradient);
+      Op::weighted_sums(tiles.other, features, columns, s, gradient);
     }
   }
 
@@ -139,19 +153,41 @@ __global__ void __launch_bounds__(128) soft_backward(SoftArgs args, void* out) {
     projection[half] += __shfl_xor_sync(~0u, projection[half], 2);
     if (!row_kept[half]) continue;
     const int64_t token = row + warp_row + fragment_row(2 * half);
-    const int64_t from = own.span.begin + token * own_side.token_stride;
-    const int64_t to = (own.span.first_row + token) * own_side.dim;
-    const bool turns = own_norms && row_scale[half] < 1.f / kNormEps;  // below eps normalising only scales
+    const int64_t place = split * own_side.count * own_side.extent + own.span.first_row + token;
+    if (args.splits > 1 && chunk == 0 && threadIdx.x % 4 == 0)
+      args.partial[args.splits * own_side.count * own_side.extent * own_side.dim + place] = projection[half] * unit;
 #pragma unroll
     for (int f = 0; f < kColumns; ++f)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int64_t k = int64_t{chunk} * Op::kFeatures + f * 8 + fragment_column(e);
         if (k >= own_side.dim) continue;
-        float value = gradient[f][2 * half + e];
-        if (turns) value -= load_feature(own_side, from, k) * row_scale[half] * projection[half];
-        store_element(own_side, out, to + k, value * unit * (own_norms ? row_scale[half] : 1.f));
+        const float sum = gradient[f][2 * half + e] * unit;
+        if (args.splits > 1)
+          args.partial[place * own_side.dim + k] = sum;
+        else
+          finish_feature(own, token, k, sum, projection[half] * unit, out);
       }
+  }
+}
+
+// The splits' sums of every token, one after another. A warp takes a token.
+template <bool kQueries>
+__global__ void __launch_bounds__(128) soft_add_splits(SoftArgs args, void* out) {
+  const Segments& side = kQueries ? args.problem.queries : args.problem.documents;
+  const int64_t rows = side.count * side.extent;
+  for (int64_t i = int64_t{blockIdx.x} * 4 + threadIdx.x / 32; i < rows; i += int64_t{gridDim.x} * 4) {
+    const int64_t segment = quotient(i, side.extent), token = i - segment * side.extent;
+    const SoftSide own(side, kQueries ? args.query_norms : args.document_norms, segment);
+    if (!own.has(token)) continue;
+    float projection = 0.f;
+    for (int split = 0; split < args.splits; ++split)
+      projection += args.partial[args.splits * rows * side.dim + split * rows + i];
+    for (int64_t k = threadIdx.x % 32; k < side.dim; k += 32) {
+      float sum = 0.f;
+      for (int split = 0; split < args.splits; ++split) sum += args.partial[(split * rows + i) * side.dim + k];
+      finish_feature(own, token, k, sum, projection, out);
+    }
   }
 }
 

@@ -93,12 +93,12 @@ __global__ void __launch_bounds__(128) soft_forward(SoftArgs args) {
       __syncthreads();
       if (parts)
         for (int i = threadIdx.x; i < rows && row + i < query.span.length; i += blockDim.x) parts[row + i] = values[i];
-      if (threadIdx.x < 32) {  // by position, so that a score does not depend on how the work was cut
-        double part = 0.;
-        for (int i = threadIdx.x; i < rows; i += 32) part += values[i];
-        for (int step = 16; step; step /= 2) part += __shfl_xor_sync(~0u, part, step);
-        sum += part;
-      }
+      if (threadIdx.x < 32)
+        for (int i = threadIdx.x; i < rows; i += 32) {  // 32 tokens at a time, whatever the block has
+          double part = values[i];
+          for (int step = 16; step; step /= 2) part += __shfl_xor_sync(~0u, part, step);
+          sum += part;
+        }
       __syncthreads();  // `values` have been read
     }
     if (parts)

@@ -54,18 +54,48 @@ SoftArgs prepare(const Problem& problem, double tau, void* workspace, cudaStream
   return args;
 }
 
+unsigned threads_for(const Segments& side) { return side.extent <= kSoftRows / 2 ? 64 : 128; }
+
+int64_t row_blocks(const Segments& side) {
+  const int64_t rows = threads_for(side) / 2;
+  return (side.extent + rows - 1) / rows;
+}
+
+// Blocks that share the segments which a segment of `side` meets: as many as it takes to give every SM some, and as
+// 16 MiB of sums have room for.
+int splits_of(const Problem& problem, const Segments& side) {
+  const bool queries = &side == &problem.queries;
+  const int64_t others = problem.pairing == Pairing::slab ? (queries ? problem.documents.inner : 1)
+                         : queries                        ? problem.documents.count
+                                                          : problem.queries.count;
+  const int64_t blocks = std::max<int64_t>(1, side.count * row_blocks(side));
+  const int64_t bytes = std::max<int64_t>(1, norm_count(side) * (side.dim + 1) * int64_t{sizeof(float)});
+  const int64_t wanted = std::min(int64_t{6} * current_device().sms / blocks, (int64_t{16} << 20) / bytes);
+  return static_cast<int>(std::max<int64_t>(1, std::min(wanted, others)));
+}
+
+int64_t partial_count(const Problem& problem, const Segments& side) {
+  const int splits = splits_of(problem, side);
+  return splits > 1 ? splits * norm_count(side) * (side.dim + 1) : 0;
+}
+
 template <class Op, bool kQueries>
-void backward_side(const SoftArgs& args, void* out, cudaStream_t stream) {
+void backward_side(SoftArgs args, float* partial, void* out, cudaStream_t stream) {
   const Segments& side = kQueries ? args.problem.queries : args.problem.documents;
   if (!out || !side.count || !side.extent) return;
-  const unsigned threads = side.extent <= kSoftRows / 2 ? 64 : 128;
-  const int64_t rows = (side.extent + threads / 2 - 1) / (threads / 2);
-  const int64_t chunks = (side.dim + Op::kFeatures - 1) / Op::kFeatures;
+  args.splits = splits_of(args.problem, kQueries ? args.problem.queries : args.problem.documents);
+  args.partial = partial;
+  const unsigned threads = threads_for(side);
+  const int64_t rows = row_blocks(side);
+  const int64_t chunks = (side.dim + Op::kFeatures - 1) / Op::kFeatures * args.splits;
   if (rows > kMostBlocks || chunks > kMostBlocks || side.count > INT32_MAX)
     throw std::runtime_error("the gradient of a soft maximum takes at most 2^31 segments of 4 million tokens");
   const dim3 grid(static_cast<unsigned>(side.count), static_cast<unsigned>(rows), static_cast<unsigned>(chunks));
   soft_backward<Op, kQueries><<<grid, threads, 0, stream>>>(args, out);
   check(cudaGetLastError(), "soft_backward");
+  if (args.splits == 1) return;
+  soft_add_splits<kQueries><<<blocks_for(norm_count(side) / 4 + 1), 128, 0, stream>>>(args, out);
+  check(cudaGetLastError(), "soft_add_splits");
 }
 
 // Calls call(Op) with the way to multiply on this path.
@@ -88,11 +118,12 @@ void with_op(const Problem& problem, Path path, const Call& call) {
 
 }  // namespace
 
-int64_t soft_workspace(const Problem& problem) {
+int64_t soft_workspace(const Problem& problem, bool backward) {
   if (problem.queries.packed() || problem.documents.packed() || problem.pairing == Pairing::list)
     throw std::runtime_error("the soft maximum of packed tokens or listed pairs has no CUDA kernel");
-  if (!problem.normalize) return 0;
-  return (norm_count(problem.queries) + norm_count(problem.documents)) * static_cast<int64_t>(sizeof(float));
+  int64_t floats = problem.normalize ? norm_count(problem.queries) + norm_count(problem.documents) : 0;
+  if (backward) floats += std::max(partial_count(problem, problem.queries), partial_count(problem, problem.documents));
+  return floats * static_cast<int64_t>(sizeof(float));
 }
 
 void soft_forward(const Problem& problem, Path path, double tau, float* scores, float* parts, void* workspace,
@@ -101,7 +132,7 @@ void soft_forward(const Problem& problem, Path path, double tau, float* scores, 
   SoftArgs args = prepare(problem, tau, workspace, stream);
   args.scores = scores;
   args.parts = parts;
-  const unsigned threads = problem.queries.extent <= kSoftRows / 2 ? 64 : 128;
+  const unsigned threads = threads_for(problem.queries);
   with_op(problem, path,
           [&](auto op) { soft_forward<decltype(op)><<<blocks_for(problem.pairs), threads, 0, stream>>>(args); });
   check(cudaGetLastError(), "soft_forward");
@@ -113,9 +144,11 @@ void soft_backward(const Problem& problem, Path path, double tau, const float* g
   SoftArgs args = prepare(problem, tau, workspace, stream);
   args.grad_scores = grad_scores;
   args.parts = const_cast<float*>(parts);
+  float* partial = static_cast<float*>(workspace);
+  if (problem.normalize) partial += norm_count(problem.queries) + norm_count(problem.documents);
   with_op(problem, path, [&](auto op) {
-    backward_side<decltype(op), true>(args, grad_queries, stream);
-    backward_side<decltype(op), false>(args, grad_documents, stream);
+    backward_side<decltype(op), true>(args, partial, grad_queries, stream);
+    backward_side<decltype(op), false>(args, partial, grad_documents, stream);
   });
 }
 

@@ -9,7 +9,7 @@
 namespace maxsim {
 namespace cuda {
 
-constexpr int kSoftTokens = 64;
+constexpr int kSoftTokens = 64;  // `columns` of them count, a multiple of 16
 // 256 bytes of features, and 16 that spread the rows over the banks for every access below.
 constexpr int kSoftBytes = 256, kSoftPitch = kSoftBytes + 16;
 
@@ -50,7 +50,7 @@ struct SoftHalf {
   static constexpr int kFeatures = kSoftBytes / 2;
   static constexpr bool kExactWhereNaN = false;
 
-  static __device__ __forceinline__ void similarities(const char* own, const char* other, int features,
+  static __device__ __forceinline__ void similarities(const char* own, const char* other, int features, int columns,
                                                       float (&s)[8][4]) {
     const int lane = threadIdx.x % 32;
     own += (threadIdx.x / 32 * 16 + lane % 16) * kSoftPitch + lane / 16 * 16;
@@ -62,6 +62,7 @@ struct SoftHalf {
       ptx::ldmatrix(a, own + k * 32);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
+        if (j * 16 >= columns) break;
         ptx::ldmatrix(b, other + j * 16 * kSoftPitch + k * 32);
         ptx::mma<T>(s[2 * j], a, {b[0], b[1]});
         ptx::mma<T>(s[2 * j + 1], a, {b[2], b[3]});
@@ -69,12 +70,13 @@ struct SoftHalf {
     }
   }
 
-  static __device__ __forceinline__ void weighted_sums(const char* other, int features, const float (&w)[8][4],
-                                                       float (&sum)[kFeatures / 8][4]) {
+  static __device__ __forceinline__ void weighted_sums(const char* other, int features, int columns,
+                                                       const float (&w)[8][4], float (&sum)[kFeatures / 8][4]) {
     const int lane = threadIdx.x % 32;
     other += lane % 16 * kSoftPitch + lane / 16 * 16;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
+      if (j * 16 >= columns) break;
       uint32_t high[4], low[4], b[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -127,7 +129,7 @@ struct SoftSplit {
     return *reinterpret_cast<const float*>(rows + row * kSoftPitch + feature * 4);
   }
 
-  static __device__ __forceinline__ void similarities(const char* own, const char* other, int features,
+  static __device__ __forceinline__ void similarities(const char* own, const char* other, int features, int columns,
                                                       float (&s)[8][4]) {
     const int group = threadIdx.x % 32 / 4, part = threadIdx.x % 4;
     own += threadIdx.x / 32 * 16 * kSoftPitch;
@@ -139,17 +141,20 @@ struct SoftSplit {
       float high[4], low[4];
       split(a, high, low);
 #pragma unroll
-      for (int j = 0; j < 8; ++j)
+      for (int j = 0; j < 8; ++j) {
+        if (j * 8 >= columns) break;
         multiply(s[j], high, low, {at(other, j * 8 + group, k + part), at(other, j * 8 + group, k + part + 4)});
+      }
     }
   }
 
   // The order of tokens within a product is free: a thread's two columns are its tokens `part` and `part + 4`.
-  static __device__ __forceinline__ void weighted_sums(const char* other, int features, const float (&w)[8][4],
-                                                       float (&sum)[kFeatures / 8][4]) {
+  static __device__ __forceinline__ void weighted_sums(const char* other, int features, int columns,
+                                                       const float (&w)[8][4], float (&sum)[kFeatures / 8][4]) {
     const int group = threadIdx.x % 32 / 4, part = threadIdx.x % 4;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
+      if (j * 8 >= columns) break;
       const float a[4] = {w[j][0], w[j][2], w[j][1], w[j][3]};
       float high[4], low[4];
       split(a, high, low);
@@ -170,24 +175,24 @@ struct SoftFma {
   static constexpr int kFeatures = kSoftBytes / 4;
   static constexpr bool kExactWhereNaN = false;
 
-  static __device__ __forceinline__ void similarities(const char* own, const char* other, int features,
+  static __device__ __forceinline__ void similarities(const char* own, const char* other, int features, int columns,
                                                       float (&s)[8][4]) {
     own += threadIdx.x / 32 * 16 * kSoftPitch;
     for (int k = 0; k < min(features, kFeatures); ++k)
 #pragma unroll
       for (int j = 0; j < 8; ++j)
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
+        for (int i = 0; i < 4 && j * 8 < columns; ++i)
           s[j][i] = fmaf(SoftSplit::at(own, fragment_row(i), k), SoftSplit::at(other, j * 8 + fragment_column(i), k),
                          s[j][i]);
   }
 
   // The four lanes of a row pass its weights around.
-  static __device__ __forceinline__ void weighted_sums(const char* other, int features, const float (&w)[8][4],
-                                                       float (&sum)[kFeatures / 8][4]) {
+  static __device__ __forceinline__ void weighted_sums(const char* other, int features, int columns,
+                                                       const float (&w)[8][4], float (&sum)[kFeatures / 8][4]) {
 #pragma unroll
     for (int j = 0; j < 8; ++j)
-      for (int lane = 0; lane < 4; ++lane)
+      for (int lane = 0; lane < 4 && j * 8 < columns; ++lane)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float weight = __shfl_sync(~0u, w[j][i], lane, 4);

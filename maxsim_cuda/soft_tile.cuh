@@ -3,6 +3,7 @@
 #pragma once
 
 #include "device_problem.cuh"
+#include "ptx/cp_async.cuh"
 #include "soft_products.cuh"
 
 namespace maxsim {
@@ -19,6 +20,8 @@ struct SoftArgs {
   float* scores;             // forward
   float* parts;              // written by the forward, where it is not null, and read by the backward
   int64_t width;             // of a pair's parts
+  int splits;                // backward: blocks that share the other side's segments
+  float* partial;            // their sums, [splits, rows of the owning side, d] and then [splits, rows]
 };
 
 struct alignas(16) SoftTiles {
@@ -50,21 +53,23 @@ __device__ __forceinline__ void load_rows(char* to, const SoftSide& from, int64_
   const Segments& side = from.side;
   for (int i = threadIdx.x; i < rows * kPieces; i += blockDim.x) {
     const int64_t token = first + i / kPieces, k = feature + i % kPieces * kEach;
+    char* place = to + i / kPieces * kSoftPitch + i % kPieces * 16;
     uint4 piece = make_uint4(0, 0, 0, 0);
     if (k < side.dim && from.has(token)) {
       const int64_t row = from.span.begin + token * side.token_stride;
       const char* source = static_cast<const char*>(side.data) + (row + k) * sizeof(Element);
       if (side.dtype == Op::kType && side.feature_stride == 1 && k + kEach <= side.dim &&
           reinterpret_cast<uint64_t>(source) % 16 == 0) {
-        piece = *reinterpret_cast<const uint4*>(source);
-      } else {
-        Element* elements = reinterpret_cast<Element*>(&piece);
-        for (int e = 0; e < kEach && k + e < side.dim; ++e)
-          elements[e] = static_cast<Element>(load_feature(side, row, k + e));
+        ptx::copy_16(place, source, 16);
+        continue;
       }
+      Element* elements = reinterpret_cast<Element*>(&piece);
+      for (int e = 0; e < kEach && k + e < side.dim; ++e)
+        elements[e] = static_cast<Element>(load_feature(side, row, k + e));
     }
-    *reinterpret_cast<uint4*>(to + i / kPieces * kSoftPitch + i % kPieces * 16) = piece;
+    *reinterpret_cast<uint4*>(place) = piece;
   }
+  ptx::copy_commit();
 }
 
 // One similarity in fp32, feature by feature, for what cannot be split.
@@ -79,6 +84,11 @@ __device__ __noinline__ float exact_similarity(const SoftSide& own, int64_t toke
   return sum;
 }
 
+// How many columns a tile has whose first token this is: a multiple of 16.
+__device__ __forceinline__ int columns_of(const SoftSide& other, int64_t token) {
+  return static_cast<int>(min((other.span.length - token + 15) / 16 * 16, int64_t{kSoftTokens}));
+}
+
 // Similarities of the own tokens from `row` on and the other side's from `token` on, before scaling. Chunks are taken
 // in an order that ends with number `last`, which is what `tiles` then holds. `fresh`: the own rows are not there yet.
 template <class Op>
@@ -86,6 +96,7 @@ __device__ __forceinline__ void tile_similarities(SoftTiles& tiles, const SoftSi
                                                   const SoftSide& other, int64_t token, int last, bool fresh,
                                                   float (&s)[8][4]) {
   const int64_t dim = own.side.dim;
+  const int columns = columns_of(other, token);
   const int chunks = static_cast<int>((dim + Op::kFeatures - 1) / Op::kFeatures);
 #pragma unroll
   for (int j = 0; j < 8; ++j)
@@ -96,14 +107,15 @@ __device__ __forceinline__ void tile_similarities(SoftTiles& tiles, const SoftSi
     const int64_t feature = int64_t{chunk} * Op::kFeatures;
     __syncthreads();  // everybody is done with what was there
     if (fresh || chunks > 1) load_rows<Op>(tiles.own, own, row, blockDim.x / 2, feature);
-    load_rows<Op>(tiles.other, other, token, kSoftTokens, feature);
+    load_rows<Op>(tiles.other, other, token, columns, feature);
     if (step == 1)
       for (int i = threadIdx.x; i < kSoftTokens; i += blockDim.x) {
         tiles.column_kept[i] = other.has(token + i);
         tiles.column_scale[i] = tiles.column_kept[i] ? other.scale(token + i) : 0.f;
       }
+    ptx::copy_wait<0>();
     __syncthreads();
-    Op::similarities(tiles.own, tiles.other, static_cast<int>(min(dim - feature, int64_t{Op::kFeatures})), s);
+    Op::similarities(tiles.own, tiles.other, static_cast<int>(min(dim - feature, int64_t{Op::kFeatures})), columns, s);
   }
   if constexpr (Op::kExactWhereNaN) {
     bool strange = false;

@@ -72,7 +72,7 @@ def check(maxsim, layout, batch: Batch, **options) -> None:
     ):
         for mine, one in zip(got, exact, strict=False):
             assert mine.dtype is batch.queries[0].dtype or mine.dtype is batch.documents[0].dtype
-            largest = one.abs().amax(dim=-1, keepdim=True)
+            largest = one.abs().max() if one.numel() else 1.0
             rounding = torch.finfo(mine.dtype).eps / 2 * one.abs() + torch.finfo(mine.dtype).smallest_normal / 64
             assert ((mine.double() - one).abs() <= limit * largest + rounding + 1e-7).all()
 
@@ -133,7 +133,8 @@ def test_one_pair_has_one_score(maxsim, path):
                 assert torch.equal(scores.setdefault(pair, score), score), (layout.__name__, pair)
     Q, D = torch.randn(9, 32, device=path.device), torch.randn(50, 32, device=path.device)
     keep = torch.rand(50, device=path.device) > 0.4
-    assert torch.equal(maxsim.soft_maxsim(Q, D, d_mask=keep), maxsim.soft_maxsim(Q, D[keep]))
+    holes, none = maxsim.soft_maxsim(Q, D, d_mask=keep), maxsim.soft_maxsim(Q, D[keep])
+    torch.testing.assert_close(holes, none, rtol=0 if path.device == "cpu" else 1e-6, atol=0)
 
 
 def test_bitwise_reproducible_gradients(maxsim, path):
@@ -307,9 +308,9 @@ def test_errors_name_the_argument(maxsim):
     ops = sys.modules[f"{maxsim.__name__}._kernels"]
     problem = (Q, D, *[None] * 8)
     with pytest.raises(RuntimeError, match="tau must be positive and finite"):
-        ops.soft_forward(*problem, 0.0, False, 0.0, 0, False)
-    scores, parts = ops.soft_forward_parts(*problem, 0.1, False, 0.0, 0, False, 5)
+        ops.soft_forward(*problem, 0.0, False, 0.0, 0)
+    scores, parts = ops.soft_forward_parts(*problem, 0.1, False, 0.0, 0, 5)
     with pytest.raises(RuntimeError, match="parts must be float32 with 60 elements; got 40"):
-        ops.soft_backward(scores, parts[:2], *problem, 0.1, False, True, True, 0, False)
+        ops.soft_backward(scores, parts[:2], *problem, 0.1, False, True, True, 0)
     with pytest.raises(RuntimeError, match="grad_scores must be float32 with 12 elements; got 8"):
-        ops.soft_backward(scores[:2], parts, *problem, 0.1, False, True, True, 0, False)
+        ops.soft_backward(scores[:2], parts, *problem, 0.1, False, True, True, 0)

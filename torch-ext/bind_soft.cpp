@@ -54,8 +54,7 @@ SoftBackwardTensors bind_soft_backward(const BoundProblem& bound, const Tensor& 
           gradient(documents, need_documents)};
 }
 
-Tensor soft_forward_cpu(MAXSIM_PROBLEM_PARAMETERS, double tau, bool normalize, double empty_score, int64_t path,
-                        bool /*allow_tf32*/) {
+Tensor soft_forward_cpu(MAXSIM_PROBLEM_PARAMETERS, double tau, bool normalize, double empty_score, int64_t path) {
   const BoundProblem bound = bind_soft({MAXSIM_PROBLEM_ARGUMENTS}, tau, normalize, empty_score, kNoArgmax);
   Tensor scores = new_scores(bound, queries);
   cpu::soft_forward(bound.problem, static_cast<cpu::Path>(path), tau, static_cast<float*>(scores.mutable_data_ptr()),
@@ -64,8 +63,7 @@ Tensor soft_forward_cpu(MAXSIM_PROBLEM_PARAMETERS, double tau, bool normalize, d
 }
 
 std::tuple<Tensor, Tensor> soft_forward_parts_cpu(MAXSIM_PROBLEM_PARAMETERS, double tau, bool normalize,
-                                                  double empty_score, int64_t path, bool /*allow_tf32*/,
-                                                  int64_t width) {
+                                                  double empty_score, int64_t path, int64_t width) {
   const BoundProblem bound = bind_soft({MAXSIM_PROBLEM_ARGUMENTS}, tau, normalize, empty_score, width);
   Tensor scores = new_scores(bound, queries), parts = new_parts(bound, queries);
   cpu::soft_forward(bound.problem, static_cast<cpu::Path>(path), tau, static_cast<float*>(scores.mutable_data_ptr()),
@@ -75,7 +73,7 @@ std::tuple<Tensor, Tensor> soft_forward_parts_cpu(MAXSIM_PROBLEM_PARAMETERS, dou
 
 std::tuple<Tensor, Tensor> soft_backward_cpu(const Tensor& grad_scores, const Tensor& parts, MAXSIM_PROBLEM_PARAMETERS,
                                              double tau, bool normalize, bool need_queries, bool need_documents,
-                                             int64_t path, bool /*allow_tf32*/) {
+                                             int64_t path) {
   const int64_t width = parts.dim() ? parts.size(parts.dim() - 1) : 0;
   const BoundProblem bound = bind_soft({MAXSIM_PROBLEM_ARGUMENTS}, tau, normalize, 0.0, width);
   const SoftBackwardTensors t =
@@ -99,15 +97,20 @@ std::tuple<Tensor, Tensor> soft_backward_cpu(const Tensor& grad_scores, const Te
   "pair_documents, float tau, bool normalize, "
 
 MAXSIM_FRAGMENT(TORCH_EXTENSION_NAME, ops) {
-  ops.def("soft_forward(" MAXSIM_SOFT_PROBLEM "float empty_score, int path, bool allow_tf32) -> Tensor");
-  ops.def("soft_forward_parts(" MAXSIM_SOFT_PROBLEM
-          "float empty_score, int path, bool allow_tf32, SymInt width) -> (Tensor, Tensor)");
+  ops.def("soft_forward(" MAXSIM_SOFT_PROBLEM "float empty_score, int path) -> Tensor");
+  ops.def("soft_forward_parts(" MAXSIM_SOFT_PROBLEM "float empty_score, int path, SymInt width) -> (Tensor, Tensor)");
   ops.def("soft_backward(Tensor grad_scores, Tensor parts, " MAXSIM_SOFT_PROBLEM
-          "bool need_queries, bool need_documents, int path, bool allow_tf32) -> (Tensor, Tensor)");
+          "bool need_queries, bool need_documents, int path) -> (Tensor, Tensor)");
 }
 
-MAXSIM_IMPLEMENTATION(TORCH_EXTENSION_NAME, CPU, ops) {
-  ops.impl("soft_forward", TORCH_BOX(&maxsim::soft_forward_cpu));
-  ops.impl("soft_forward_parts", TORCH_BOX(&maxsim::soft_forward_parts_cpu));
-  ops.impl("soft_backward", TORCH_BOX(&maxsim::soft_backward_cpu));
-}
+#define MAXSIM_REGISTER_SOFT(key, device)                                            \
+  MAXSIM_IMPLEMENTATION(TORCH_EXTENSION_NAME, key, ops) {                            \
+    ops.impl("soft_forward", TORCH_BOX(&maxsim::soft_forward_##device));             \
+    ops.impl("soft_forward_parts", TORCH_BOX(&maxsim::soft_forward_parts_##device)); \
+    ops.impl("soft_backward", TORCH_BOX(&maxsim::soft_backward_##device));           \
+  }
+
+MAXSIM_REGISTER_SOFT(CPU, cpu)
+#if defined(CUDA_KERNEL)
+MAXSIM_REGISTER_SOFT(CUDA, cuda)
+#endif

@@ -22,15 +22,15 @@ SoftBackwardTensors bind_soft_backward(const BoundProblem& bound, const Tensor& 
 
 #define MAXSIM_DECLARE_SOFT_OPS(device)                                                                         \
   Tensor soft_forward_##device(MAXSIM_PROBLEM_PARAMETERS, double tau, bool normalize, double empty_score,       \
-                               int64_t path, bool allow_tf32);                                                  \
+                               int64_t path);                                                                   \
   std::tuple<Tensor, Tensor> soft_forward_parts_##device(MAXSIM_PROBLEM_PARAMETERS, double tau, bool normalize, \
-                                                         double empty_score, int64_t path, bool allow_tf32,     \
-                                                         int64_t width);                                        \
-  std::tuple<Tensor, Tensor> soft_backward_##device(                                                            \
-      const Tensor& grad_scores, const Tensor& parts, MAXSIM_PROBLEM_PARAMETERS, double tau, bool normalize,    \
-      bool need_queries, bool need_documents, int64_t path, bool allow_tf32);
+                                                         double empty_score, int64_t path, int64_t width);      \
+  std::tuple<Tensor, Tensor> soft_backward_##device(const Tensor& grad_scores, const Tensor& parts,             \
+                                                    MAXSIM_PROBLEM_PARAMETERS, double tau, bool normalize,      \
+                                                    bool need_queries, bool need_documents, int64_t path);
 
 MAXSIM_DECLARE_SOFT_OPS(cpu)
+MAXSIM_DECLARE_SOFT_OPS(cuda)
 
 #undef MAXSIM_DECLARE_SOFT_OPS
 

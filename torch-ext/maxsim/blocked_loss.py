@@ -34,13 +34,8 @@ def pair_bytes(queries: Tensor) -> int:
     return 4 * queries.shape[1] + 4 * _LOGITS
 
 
-def whole(parts: list[Problem], labels: Tensor, teacher: Tensor | None, options: Options) -> Tensor:
-    """The losses ``[Nq]`` by torch's autograd."""
-    return _losses(_logits(parts, options), labels, teacher, options.teacher_weight)[0]
-
-
 def in_parts(parts: list[Problem], labels: Tensor, teacher: Tensor | None, options: Options, max_bytes: int) -> Tensor:
-    """The same holding at most ``max_bytes``."""
+    """The losses ``[Nq]``, holding at most ``max_bytes``."""
     shared, own = parts[0], parts[1] if len(parts) > 1 else None
     return _forward(
         shared.queries,
@@ -56,7 +51,8 @@ def in_parts(parts: list[Problem], labels: Tensor, teacher: Tensor | None, optio
     )[0]
 
 
-def _logits(parts: list[Problem], options: Options) -> Tensor:
+def logits_of(parts: list[Problem], options: Options) -> Tensor:
+    """What softmax takes, ``[Nq, candidates]``, by torch's autograd."""
     scores = [run(part, options.normalize, options.empty_score, options.backward)[0] for part in parts]
     return (scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)) * _factor(parts[0], options)
 
@@ -70,7 +66,7 @@ def _factor(part: Problem, options: Options) -> Tensor | float:
     return options.scale / part.query_mask.sum(dim=1, keepdim=True).clamp_min(1)
 
 
-def _losses(logits: Tensor, labels: Tensor, teacher: Tensor | None, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+def losses_of(logits: Tensor, labels: Tensor, teacher: Tensor | None, weight: float) -> tuple[Tensor, Tensor, Tensor]:
     """The losses ``[Nq]``, and what softmax divides the exponentials of logits and of the teacher by, as logarithms."""
     total = logits.logsumexp(dim=1)
     loss, teacher_total = total, total.new_empty(0)
@@ -176,8 +172,8 @@ def _forward(Q, D, N, q_mask, d_mask, n_mask, labels, teacher, *rest):  # noqa: 
     candidates = sum(part.documents.shape[-3] for part in parts)
     with torch.no_grad(), torch.autocast(Q.device.type, enabled=False):
         for rows in _blocks(count, 4 * _LOGITS * candidates, max_bytes):
-            logits = _logits([_queries_between(part, rows) for part in parts], options)
-            some = _losses(logits, labels[rows], None if teacher is None else teacher[rows], options.teacher_weight)
+            logits = logits_of([_queries_between(part, rows) for part in parts], options)
+            some = losses_of(logits, labels[rows], None if teacher is None else teacher[rows], options.teacher_weight)
             for whole, part in zip(out, some):
                 if whole.shape[0]:
                     whole[rows] = part

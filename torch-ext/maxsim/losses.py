@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed
 from torch.autograd import forward_ad
+from torch.nn import functional
 
 from . import _kernels, autograd, blocked_loss, checks, gathering
 from .dispatch import BACKWARD_MODES, autocast
@@ -105,9 +106,11 @@ def contrastive_loss(
         labels = (
             torch.arange(Q.shape[0], device=Q.device) + first if shared else Q.new_zeros(Q.shape[0], dtype=torch.long)
         )
+        in_range = True
     else:
         checks.ids("labels", labels, candidates, Q, validate)
         checks.shape("labels", labels, (Q.shape[0],), "[Nq]", Q)
+        in_range = checks._readable(labels, validate)
     if teacher_scores is not None:
         checks.tokens("teacher_scores", teacher_scores, (2,), "[Nq, candidates]", checks.REFERENCE_DTYPES)
         checks.shape("teacher_scores", teacher_scores, (Q.shape[0], candidates), "[Nq, candidates]", Q)
@@ -121,7 +124,10 @@ def contrastive_loss(
     )
     teacher = None if teacher_scores is None else teacher_scores.detach().to(torch.float32)
     if _whole(parts, candidates, max_bytes):
-        loss = blocked_loss.whole(parts, labels, teacher, options)
+        logits = blocked_loss.logits_of(parts, options)
+        if teacher is None and in_range:  # torch's own is one launch, and stops the device where labels are not
+            return functional.cross_entropy(logits, labels.long(), reduction=reduction)
+        loss = blocked_loss.losses_of(logits, labels, teacher, weight)[0]
     else:
         loss = blocked_loss.in_parts(parts, labels, teacher, options, max_bytes)
     return _REDUCTIONS[reduction](loss)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import _kernels, autograd, checks, paths, reference, vmap
 from ._ops import add_op_namespace_prefix
-from .dispatch import allow_tf32, autocast, differentiable
+from .dispatch import autocast, differentiable
 from .problem import Problem, candidates, dense, scores_shape, unbatched
 
 _ARGUMENTS = len(Problem._fields)
@@ -75,7 +75,7 @@ def _run(problem: Problem, tau: float, normalize: bool, empty_score: float) -> T
             raise NotImplementedError(
                 f"soft_maxsim has no kernel for {device} tensors; maxsim.soft_maxsim_reference takes them"
             )
-    options = (tau, normalize, empty_score, paths.forced, allow_tf32(problem))
+    options = (tau, normalize, empty_score, paths.forced)
     if not differentiable(problem):
         return _kernels.soft_forward(*problem, *options)
     arguments = (*problem, *options, problem.queries.shape[1])
@@ -90,13 +90,13 @@ def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _differentiate(ctx, grad_scores: Tensor | None, _: Tensor | None) -> tuple:
-    rest = (None,) * (_ARGUMENTS + 4)
+    rest = (None,) * (_ARGUMENTS + 3)
     if grad_scores is None:
         return None, None, *rest
     parts, *problem = ctx.saved_tensors
-    tau, normalize, _, path, tf32, _ = ctx.options
+    tau, normalize, _, path, _ = ctx.options
     needed = ctx.needs_input_grad[:2]
-    gradients = _backward(grad_scores, parts, *problem, tau, normalize, *needed, path, tf32)
+    gradients = _backward(grad_scores, parts, *problem, tau, normalize, *needed, path)
     return (*(gradient if need else None for gradient, need in zip(gradients, needed)), *rest)
 
 
