@@ -12,7 +12,7 @@ from types import ModuleType
 
 import gpu_clock as clock
 import gpu_compressed
-import gpu_losses
+import gpu_training
 import torch
 from gpu_peers import IMPLEMENTATIONS
 from gpu_workloads import FORMS, FORWARD, OVERHEAD, TRAIN, on_path, plain_of
@@ -181,7 +181,7 @@ PHASES: dict[str, Callable[[Run], None]] = {
     "forward": forward,
     "overhead": overhead,
     "train": train,
-    "losses": gpu_losses.losses,
+    "losses": gpu_training.losses,
     "forms": forms,
     "paths": paths,
     "plaid": lambda run: compressed(run, "plaid"),
