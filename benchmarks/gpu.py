@@ -186,6 +186,8 @@ PHASES: dict[str, Callable[[Run], None]] = {
     "paths": paths,
     "plaid": lambda run: compressed(run, "plaid"),
     "fp8": lambda run: compressed(run, "fp8"),
+    "int8": lambda run: compressed(run, "int8"),
+    "binary": lambda run: compressed(run, "binary"),
 }
 
 

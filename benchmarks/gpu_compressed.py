@@ -1,7 +1,9 @@
-"""Compressed documents on the GPU: PLAID residuals and fp8, of the kernel and of late-interaction-kernels."""
+"""Compressed documents on the GPU, of the kernel and of the peers that have the format: PLAID residuals and fp8 of
+late-interaction-kernels, int8 of flash-maxsim, signs of neither."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from results import Row
 
 # Residuals are decompressed into float16. fp8 products are summed by the tensor cores in fewer bits than float32 has.
-ALLOWED = {"plaid": 2 * torch.finfo(torch.float16).eps, "fp8": 5e-3}
+# flash-maxsim multiplies int8 documents as float16.
+ALLOWED = {"plaid": 2 * torch.finfo(torch.float16).eps, "fp8": 5e-3, "int8": 5e-3, "binary": 1e-5}
 
 
 def module_of(impl: str, name: str) -> ModuleType:
@@ -88,3 +91,93 @@ def fp8_row(run: Run, impl: str, inputs: Inputs) -> Row:
     scales = query_scales.nbytes + document_scales.nbytes
     nbytes = queries.nbytes + documents.nbytes + scales + inputs.workload.count * 4
     return timed("fp8", call, expected[0], inputs.workload, run.floor_ms(nbytes, inputs.flops, speedup=2))
+
+
+def _plain_cross(run: Run) -> list[Workload]:
+    return [w for w in FORWARD if w.layout == "cross" and w.dim % 16 == 0 and run.wants(w.name)]
+
+
+def _attempt(run: Run, kind: str, workload: Workload, forms: dict[str, Callable[[Inputs], Row]]) -> None:
+    missing = {impl: form for impl, form in forms.items() if not run.results.find(kind, workload.name, impl)}
+    inputs = make_inputs(workload, "cuda") if missing else None
+    for impl, form in missing.items():
+        run.attempt(kind, workload.name, impl, partial(form, inputs))
+
+
+def _stored_row(run: Run, kind: str, call: Call, sides: list[Tensor], factors: list[Tensor], inputs: Inputs) -> Row:
+    """`sides` are what the scores are of, `factors` all tensors that a call reads."""
+    (expected, *_) = reference(Inputs(inputs.workload, *sides))
+    nbytes = sum(tensor.nbytes for tensor in factors) + inputs.workload.count * 4
+    return timed(kind, call, expected, inputs.workload, run.floor_ms(nbytes, inputs.flops, speedup=2))
+
+
+def int8(run: Run) -> None:
+    """Three forms of documents: affine and symmetric under a bfloat16 query, and both sides symmetric."""
+    for workload in _plain_cross(run):
+        impls = ("ours", "flash") if workload.queries == 1 else ("ours",)  # flash-maxsim takes one query
+        forms = {
+            f"{impl}, {form}": partial(_int8_row, run, impl, form)
+            for impl in impls
+            for form in ("affine", "symmetric", "8x8")
+        }
+        _attempt(run, "int8", workload, forms)
+
+
+def _int8_row(run: Run, impl: str, form: str, inputs: Inputs) -> Row:
+    module = load_kernel().int8 if impl == "ours" else installed("flash_maxsim")
+    queries, documents = inputs.queries, inputs.documents
+    one = queries[0] if inputs.workload.queries == 1 else queries
+    if form == "affine":
+        values, scales, minima = module.quantize_int8(documents)
+        sides = [queries.double(), values.double() * scales.double() + minima.double()]
+        factors = [queries, values, scales, minima]
+
+        def call() -> Tensor:
+            return module.flash_maxsim_int8(one, values, scales, minima).view(len(queries), -1)
+
+    elif form == "symmetric":
+        values, scales = module.quantize_int8_symmetric(documents)
+        sides = [queries.double(), values.double() * scales.double()]
+        factors = [queries, values, scales]
+
+        def call() -> Tensor:
+            return module.flash_maxsim_int8_symmetric(one, values, scales).view(len(queries), -1)
+
+    else:
+        values, scales = module.quantize_int8_symmetric(documents)
+        stored, query_scales = module.quantize_query_int8(one)
+        wide = stored.double() * query_scales.double()[..., None]
+        sides = [wide.view(queries.shape), values.double() * scales.double()]
+        factors = [stored, query_scales, values, scales]
+
+        def call() -> Tensor:
+            return module.flash_maxsim_int8x8(one, values, scales, stored, query_scales).view(len(queries), -1)
+
+    return _stored_row(run, "int8", call, sides, factors, inputs)
+
+
+def binary(run: Run) -> None:
+    """One bit a feature, under bfloat16 queries and under queries of one bit."""
+    module = load_kernel().binary
+    for workload in _plain_cross(run):
+        forms = {f"ours, {form}": partial(_binary_row, run, module, form) for form in ("asymmetric", "hamming")}
+        _attempt(run, "binary", workload, forms)
+
+
+def _binary_row(run: Run, module: ModuleType, form: str, inputs: Inputs) -> Row:
+    queries, bits = inputs.queries, module.pack_bits(inputs.documents)
+    signs = module.unpack_bits(bits).double()
+    if form == "asymmetric":
+        return _stored_row(
+            run,
+            "binary",
+            lambda: module.maxsim_binary(queries, bits),
+            [queries.double(), signs],
+            [queries, bits],
+            inputs,
+        )
+    query_bits = module.pack_bits(queries)
+    sides = [module.unpack_bits(query_bits).double(), signs]
+    return _stored_row(
+        run, "binary", lambda: module.maxsim_hamming(query_bits, bits), sides, [query_bits, bits], inputs
+    )

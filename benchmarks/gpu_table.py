@@ -31,6 +31,8 @@ TITLES = {
     "paths": "Other paths on this device",
     "plaid": "PLAID residuals",
     "fp8": "fp8",
+    "int8": "int8",
+    "binary": "Signs",
 }
 SHAPES = {workload.name: workload for workload in (*FORWARD, *OVERHEAD, *TRAIN, *FORMS)}
 

@@ -88,3 +88,29 @@ def training(result: Row) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
+
+
+FAMILIES = {
+    "floats": ("float32", "bfloat16"),
+    "fp8": ("e4m3_token", "e4m3_block", "e4m3_tensor", "e5m2_token"),
+    "int8": ("int8_affine", "int8_symmetric", "int8x8"),
+    "one bit": ("binary", "hamming"),
+    "residuals": ("residual_1bit", "residual_2bit", "residual_4bit"),
+}
+
+
+def fidelity(result: Row) -> Figure:
+    """Quality against bytes: what of the exact ranking is found, and how well the questions are answered."""
+    figure = canvas(8, 3.4, panels=2)
+    rows = {row["name"]: row for row in result["rows"]}
+    for axes, (key, title) in zip(
+        figure.axes, (("overlap", "share of the exact first ten"), ("mrr", "MRR@10")), strict=True
+    ):
+        for family, names in FAMILIES.items():
+            found = [rows[name] for name in names]
+            label = family if key == "overlap" else None
+            axes.plot([row["token_bytes"] for row in found], [row[key] for row in found], "o", alpha=0.7, label=label)
+        axes.set(title=title, xscale="log", xlabel=f"bytes a token, d = {result['dim']}")
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=5, frameon=False)
+    return figure

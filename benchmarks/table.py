@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cpu_table
+import fidelity_table
 import gpu_table
 import plot
 import train_table
@@ -16,8 +17,8 @@ from results import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-CPU_RESULTS, GPU_RESULTS, LADDER_RESULTS, TRAIN_RESULTS = (
-    RESULTS / name for name in ("cpu.json", "h200.json", "ladder.json", "train_example.json")
+CPU_RESULTS, GPU_RESULTS, LADDER_RESULTS, TRAIN_RESULTS, FIDELITY_RESULTS = (
+    RESULTS / f"{name}.json" for name in ("cpu", "h200", "ladder", "train_example", "fidelity")
 )
 
 # Document, name of the markers in it, results, what makes the text between the markers, and pictures below it.
@@ -28,12 +29,14 @@ TABLES: list[tuple[Path, str, Path, Callable[[Row], str], list[str]]] = [
     (ROOT / "docs" / "benchmarks.md", "h200-rows", GPU_RESULTS, gpu_table.every_row, ["h200-forward", "h200-train"]),
     (ROOT / "docs" / "tasks" / "train.md", "train-example", TRAIN_RESULTS, train_table.training, []),
     (ROOT / "docs" / "ladder.md", "ladder", LADDER_RESULTS, gpu_table.ladder, ["ladder"]),
+    (ROOT / "docs" / "quantised.md", "fidelity", FIDELITY_RESULTS, fidelity_table.every_row, ["fidelity"]),
 ]
 PICTURES: dict[str, tuple[Path, Callable[[Row], object]]] = {
     "h200-forward": (GPU_RESULTS, plot.forward),
     "h200-train": (GPU_RESULTS, plot.train),
     "ladder": (LADDER_RESULTS, plot.ladder),
     "train-example": (TRAIN_RESULTS, plot.training),
+    "fidelity": (FIDELITY_RESULTS, plot.fidelity),
 }
 
 

@@ -94,8 +94,8 @@ __device__ __forceinline__ float load_feature(const Segments& side, int64_t row,
 }
 
 // A factor of token `token` of segment s, whose rows are `span`.
-__device__ __forceinline__ float token_factor(const Segments& side, const TokenFactor& factor, int64_t s,
-                                              const Span& span, int64_t token) {
+__device__ __forceinline__ const float& token_factor(const Segments& side, const TokenFactor& factor, int64_t s,
+                                                     const Span& span, int64_t token) {
   return Segments::factor(factor, side.factors(factor, s), token + (side.packed() ? span.first_row : 0));
 }
 

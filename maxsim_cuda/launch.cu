@@ -38,6 +38,13 @@ const Device& current_device() {
   return device;
 }
 
+// Whether both sides are exact in fp16 once their rows are divided by a power of two: what is stored without a minimum
+// has eight bits at most, and a 16-bit query loses only what is below 2^-28 of its row.
+bool one_product_is_exact(const Problem& problem) {
+  const auto narrow = [](const Segments& side) { return side.dtype != DType::f32 && !side.minimum; };
+  return is_stored(problem.documents.dtype) && narrow(problem.queries) && narrow(problem.documents);
+}
+
 Path mma_path() { return mma_arch() < 80 ? Path::sm75 : Path::sm80; }
 
 int64_t available_paths() {
@@ -47,10 +54,6 @@ int64_t available_paths() {
 }
 
 Path choose_path(Path path, const Problem& problem) {
-  // The kernel of sm80 and sm75 has no loader for what is stored yet, and fma is no substitute to choose in silence.
-  const bool stored = is_stored(problem.queries.dtype) || is_stored(problem.documents.dtype);
-  if (stored && path != Path::fma && !(current_device().major == 9 && sm90_takes(problem)))
-    throw std::runtime_error("no tensor core kernel takes these dtypes and d on this GPU");
   if (path == Path::choose) return current_device().major == 9 && sm90_takes(problem) ? Path::sm90 : mma_path();
   const int number = static_cast<int>(path);
   if (number < 0 || number > 31 || !(available_paths() >> number & 1))
@@ -68,8 +71,8 @@ void forward(const Problem& problem, Path path, bool allow_tf32, float* scores, 
   if (problem.pairs == 0) return;
   path = choose_path(path, problem);
   if (path != Path::fma) {
-    tiled_forward(problem, path, allow_tf32, scores, argmax, workspace, stream);
-    if (!mma_splits(problem)) return;
+    tiled_forward(problem, path, allow_tf32 || one_product_is_exact(problem), scores, argmax, workspace, stream);
+    if (!mma_splits(problem) || (path == Path::sm90 && sm90_takes_stored(problem))) return;
     const unsigned blocks = grid(problem.pairs, 2);
     if (argmax)
       fma_mend<true><<<blocks, FmaTile::kThreads, 0, stream>>>(problem, scores, argmax);
@@ -83,7 +86,8 @@ void forward(const Problem& problem, Path path, bool allow_tf32, float* scores, 
   if (argmax)
     fma_forward<true><<<blocks, FmaTile::kThreads, 0, stream>>>(problem, documents, problem.normalize, scores, argmax);
   else
-    fma_forward<false><<<blocks, FmaTile::kThreads, 0, stream>>>(problem, documents, problem.normalize, scores, nullptr);
+    fma_forward<false>
+        <<<blocks, FmaTile::kThreads, 0, stream>>>(problem, documents, problem.normalize, scores, nullptr);
   check(cudaGetLastError(), "fma_forward");
 }
 

@@ -100,16 +100,19 @@ struct MmaConsumer {
     const float* row_units = shared.row_unit[C::kStream ? stage : chunk];
 #pragma unroll
     for (int n = 0; n < C::kTilesN; ++n) {
+      const Segments& side = args.problem.documents;
+      const int token = warp_n * C::kTilesN * 8 + n * 8 + lane / 4;
+      const float scale = side.scale ? shared.token_scale[stage][token] : 1.f;
+      const float minimum = side.minimum ? shared.token_minimum[stage][token] : 0.f;
       SplitRow row;
-      row.load<C>(tokens, warp_n * C::kTilesN * 8 + n * 8 + lane / 4, args.problem.documents.dtype,
-                  args.problem.normalize);
+      row.load<C>(tokens, token, side.dtype, args.problem.normalize, scale, minimum);
       uint32_t high[4][2], low[4][2];
 #pragma unroll
       for (int s = 0; s < 4; ++s)
 #pragma unroll
         for (int half = 0; half < 2; ++half) row.split(s, half, high[s][half], low[s][half]);
       squares[n] = chunk == 0 ? row.square : squares[n] + row.square;
-      const float2 unit = of_columns(row.unit);
+      const float2 unit = of_columns(minimum != 0.f ? row.unit : row.unit * scale);
 #pragma unroll
       for (int m = 0; m < C::kTilesM; ++m) {
         float main[4] = {}, small[2][4] = {};  // apart, so that no product waits for another for long
@@ -206,7 +209,10 @@ struct MmaConsumer {
     if (kArgmax)
       write_winners(args, owner, pair_of(args, owner, info.target), lane,
                     counts && any_token && valid ? best.winner[0] : -1);
-    const float scale = args.problem.normalize ? shared.row_scale[C::kStream ? stage : 0][row] : 1.f;
+    const TokenFactor& given = args.problem.queries.scale;
+    float scale = args.problem.normalize ? shared.row_scale[C::kStream ? stage : 0][row] : 1.f;
+    if (given && counts)
+      scale = Segments::factor(given, args.problem.queries.factors(given, owner.query), owner.row + lane);
     const double sum = sum_lanes(counts ? static_cast<double>(best.best[0] * scale) : 0.);
     write_sums(args, owner, info.target, lane == 0, sum, valid, any_token);
   }

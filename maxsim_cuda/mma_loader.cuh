@@ -33,6 +33,7 @@ struct MmaShared {
   // Of each row: what a split operand was divided by, and the sum of squares up to this chunk, its inverse root after
   // the last.
   float token_scale[C::kStages][C::N];
+  float token_minimum[C::kSplit ? C::kStages : 1][C::N];
   float row_unit[C::kStream ? C::kStages : 2][C::kRows], row_scale[C::kStream ? C::kStages : 1][C::kRows];
   float best[C::kWarpsN][C::kRows];
   int32_t winner[C::kWarpsN][C::kRows];
@@ -127,8 +128,9 @@ struct MmaLoader {
   template <int kRows, class Inside>
   __device__ __forceinline__ void copy_rows(char* to, const Segments& side, bool aligned, int chunk, int64_t begin,
                                             Inside inside) {
+    if (C::kSplit && side.dtype == DType::bit) return copy_bits<kRows>(to, side, chunk, begin, inside);
     const int size = C::kSplit ? static_cast<int>(element_size(side.dtype)) : 2;
-    const int shift = size == 4 ? 4 : 3, per_copy = 16 / size, rows_a_step = C::kThreads >> shift;
+    const int shift = size == 4 ? 4 : size == 2 ? 3 : 2, per_copy = 16 / size, rows_a_step = C::kThreads >> shift;
     const int row0 = thread >> shift, copy = thread & ((1 << shift) - 1), feature = chunk * kChunk + copy * per_copy;
     const int count = static_cast<int>(max(int64_t{0}, min(int64_t{per_copy}, side.dim - feature)));
     to += swizzled_chunk<C>(row0, copy);
@@ -150,11 +152,13 @@ struct MmaLoader {
       for (int row = row0; row < kRows; row += rows_a_step) {
         uint32_t words[4] = {};
 #pragma unroll
-        for (int k = 0; k < 8; ++k) {
+        for (int k = 0; k < (C::kSplit ? 16 : 8); ++k) {
           if (k >= count || !inside(row)) break;
           const char* at = from + k * side.feature_stride * size;
-          if (size == 2)
-            words[k / 2] |= uint32_t{*reinterpret_cast<const uint16_t*>(at)} << (k % 2 * 16);
+          if (C::kSplit && size == 1)
+            words[k / 4] |= uint32_t{*reinterpret_cast<const uint8_t*>(at)} << (k % 4 * 8);
+          else if (size == 2)
+            words[k / 2 % 4] |= uint32_t{*reinterpret_cast<const uint16_t*>(at)} << (k % 2 * 16);
           else
             words[k % 4] = *reinterpret_cast<const uint32_t*>(at);
         }
@@ -163,6 +167,31 @@ struct MmaLoader {
         to += to_step;
       }
     }
+  }
+
+  // The same of signs: eight bytes a row.
+  template <int kRows, class Inside>
+  __device__ __forceinline__ void copy_bits(char* to, const Segments& side, int chunk, int64_t begin, Inside inside) {
+    const int64_t bytes = (side.dim + 7) / 8;
+    for (int i = thread; i < kRows * 8; i += C::kThreads) {
+      const int row = i / 8, byte = chunk * 8 + i % 8;
+      const bool there = inside(row) && byte < bytes;
+      to[swizzled_chunk<C>(row, 0) + i % 8] =
+          there ? static_cast<const char*>(side.data)[begin + row * side.token_stride + byte] : 0;
+    }
+  }
+
+  // Scales and minima of a tile's tokens, behind the tile.
+  __device__ __forceinline__ void copy_factors(int stage, const Unit& unit, int first, int rows) {
+    const Segments& side = args.problem.documents;
+    const int64_t segment = unit.outer * side.inner + unit.inner;
+    if (thread >= rows) return;
+    if (side.scale)
+      ptx::copy_4(&shared.token_scale[stage][thread],
+                  &token_factor(side, side.scale, segment, unit.document, first + thread));
+    if (side.minimum)
+      ptx::copy_4(&shared.token_minimum[stage][thread],
+                  &token_factor(side, side.minimum, segment, unit.document, first + thread));
   }
 
   __device__ __forceinline__ void copy_queries(char* to, int chunk) {
@@ -209,6 +238,7 @@ struct MmaLoader {
       info.chunk = chunk;
     }
     char* to = ring + stage * C::kStageBytes;
+    if constexpr (C::kSplit) copy_factors(stage, now.unit, tile.first, tile.rows);
     copy_rows<C::N>(to, side, document_aligned, chunk, document.begin + tile.first * side.token_stride,
                     [&](int row) { return row < tile.rows; });
     if (C::kStream) {

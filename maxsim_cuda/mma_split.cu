@@ -25,8 +25,8 @@ void mma_select_split(const ForwardArgs& args, cudaStream_t stream) {
 
 bool mma_splits(const Problem& problem) {
   const DType query = problem.queries.dtype;
-  if (is_stored(query) || is_stored(problem.documents.dtype)) return false;
-  return query != problem.documents.dtype || query == DType::f32 || (query == DType::bf16 && mma_arch() < 80);
+  return query != problem.documents.dtype || query == DType::f32 || is_stored(query) ||
+         (query == DType::bf16 && mma_arch() < 80);
 }
 
 void mma_select(const ForwardArgs& args, cudaStream_t stream) {

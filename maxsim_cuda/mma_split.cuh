@@ -14,9 +14,10 @@ struct SplitRow {
   float unit;    // what they are divided by
   float square;  // sum of squares, of the whole row
 
-  // By four lanes that share a row of shared memory, swizzled and in its own dtype.
+  // By four lanes that share a row of shared memory, swizzled and in its own dtype; as `value * scale + minimum`.
   template <class C>
-  __device__ __forceinline__ void load(const char* rows, int row, DType dtype, bool normalize) {
+  __device__ __forceinline__ void load(const char* rows, int row, DType dtype, bool normalize, float scale = 1.f,
+                                       float minimum = 0.f) {
     const int part = threadIdx.x % 4;
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
@@ -24,11 +25,19 @@ struct SplitRow {
       float* out = value + 4 * s;
       if (dtype == DType::f32) {
         *reinterpret_cast<float4*>(out) = *reinterpret_cast<const float4*>(rows + swizzled_chunk<C>(row, group));
+      } else if (dtype == DType::bit) {
+        widen_stored(dtype, static_cast<uint8_t>(rows[swizzled_chunk<C>(row, 0) + group / 2]) >> group % 2 * 4, out);
+      } else if (is_stored(dtype)) {
+        widen_stored(dtype,
+                     *reinterpret_cast<const uint32_t*>(rows + swizzled_chunk<C>(row, group / 4) + group % 4 * 4), out);
       } else {
         const uint2 raw = *reinterpret_cast<const uint2*>(rows + swizzled_chunk<C>(row, group / 2) + group % 2 * 8);
         widen(dtype, raw, out);
       }
     }
+    if (minimum != 0.f)
+#pragma unroll
+      for (int i = 0; i < 16; ++i) value[i] = fmaf(value[i], scale, minimum);
     float largest = 0.f;  // passes over NaN, whose products are NaN in any case
 #pragma unroll
     for (int i = 0; i < 16; ++i) largest = fmaxf(largest, fabsf(value[i]));

@@ -49,7 +49,7 @@ struct RowState {
   }
 };
 
-// Factors of the columns: null where the products are what they are.
+// Factors of the columns: null where the products are what they are. Sums of integers become floats here, exactly.
 template <bool kScaled>
 struct ColumnScale {
   const float* factors;  // of the tile's first column
@@ -64,8 +64,8 @@ struct ColumnScale {
 
 // Maxima by the bits of the products, three at a time, which is four times as fast as comparing floats: as integers
 // they are ordered as floats are, with NaN above all of them, as long as the maximum is not negative.
-template <int kCount, bool kScaled>
-__device__ __forceinline__ void integer_maxima(const float (&c)[kCount], int column0, const ColumnScale<kScaled>& scale,
+template <int kCount, class A, bool kScaled>
+__device__ __forceinline__ void integer_maxima(const A (&c)[kCount], int column0, const ColumnScale<kScaled>& scale,
                                                int32_t (&best)[2]) {
   best[0] = best[1] = INT32_MIN;
 #pragma unroll
@@ -79,8 +79,8 @@ __device__ __forceinline__ void integer_maxima(const float (&c)[kCount], int col
 }
 
 // Maxima of a full tile. False, with nothing taken, where one is negative.
-template <int kCount, bool kScaled>
-__device__ __forceinline__ bool take_maxima(const float (&c)[kCount], RowState<false>& row, int32_t, int column0,
+template <int kCount, class A, bool kScaled>
+__device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<false>& row, int32_t, int column0,
                                             const ColumnScale<kScaled>& scale) {
   int32_t best[2];
   integer_maxima(c, column0, scale, best);
@@ -95,9 +95,9 @@ __device__ __forceinline__ bool take_maxima(const float (&c)[kCount], RowState<f
 // only products that equal the maximum keep theirs, and the highest rank is the lowest column. That costs the idle FMA
 // pipe two operations a product and the busy one half of one, where a comparison and two selections cost it three.
 // False, with nothing taken, where a maximum is negative, NaN or too large to subtract from.
-template <int kCount, bool kScaled>
-__device__ __forceinline__ bool take_maxima(const float (&c)[kCount], RowState<true>& row, int32_t first_token,
-                                            int column0, const ColumnScale<kScaled>& scale) {
+template <int kCount, class A, bool kScaled>
+__device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<true>& row, int32_t first_token, int column0,
+                                            const ColumnScale<kScaled>& scale) {
   constexpr int kRanks = 1024;  // as the bits of a float, which addition to zero leaves as they are
   static_assert(kCount * 2 <= kRanks, "a rank above zero for each column of the tile");
   constexpr uint32_t kTooLarge = 0x7e800000;  // the bits of 2^126; as unsigned, those of negative numbers are above
@@ -142,8 +142,8 @@ __device__ __forceinline__ bool take_maxima(const float (&c)[kCount], RowState<t
 
 // The products of one tile of rows and kCount * 2 columns, of which this thread's first is column0. `bits` are the kept
 // columns from the tile's first one on, looked at unless the tile is full.
-template <int kCount, bool kArgmax, bool kScaled>
-__device__ __forceinline__ void take_products(const float (&c)[kCount], RowState<kArgmax>& row, int32_t first_token,
+template <int kCount, class A, bool kArgmax, bool kScaled>
+__device__ __forceinline__ void take_products(const A (&c)[kCount], RowState<kArgmax>& row, int32_t first_token,
                                               int column0, bool full, const uint32_t* bits,
                                               const ColumnScale<kScaled>& scale) {
   if (full && take_maxima(c, row, first_token, column0, scale)) return;

@@ -8,7 +8,7 @@ namespace cuda {
 void sm90_select_bf16(const ForwardArgs& args, cudaStream_t stream) { select_dim<__nv_bfloat16>(args, stream); }
 
 void sm90_select(const ForwardArgs& args, cudaStream_t stream) {
-  if (mma_splits(args.problem)) return sm90_select_split(args, stream);
+  if (mma_splits(args.problem) && !sm90_takes_stored(args.problem)) return sm90_select_split(args, stream);
   switch (args.problem.queries.dtype) {
     case DType::bf16:
       return sm90_select_bf16(args, stream);

@@ -15,6 +15,11 @@ namespace cuda {
 template <class T>
 constexpr int kAtom = 128 / sizeof(T);
 
+// Elements of a row: bytes, where they hold the signs of eight features.
+MAXSIM_INLINE int64_t row_elements(const Segments& side) {
+  return side.dtype == DType::bit ? (side.dim + 7) / 8 : side.dim;
+}
+
 // What is stored in eight bits may have factors from its caller. Nothing else has, and no more than one row of 128
 // bytes.
 template <class T>
@@ -70,8 +75,8 @@ using Sm90Middle = Sm90Config<2, 1, N, kAtoms, kSharedLimit - 1024 - 128 * kAtom
 template <int kAtoms, class T>
 using Sm90Wide =
     Sm90Config<4, 1, std::is_same_v<T, int8_t> ? 96 : 104, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128>;
-// The same rows where a thread also keeps factors: two warpgroups with two row tiles each, one product in
-// flight while the other's max is taken.
+// The same rows where a thread also normalises, or keeps factors and winners: two warpgroups with two row tiles each,
+// one product in flight while the other's max is taken.
 template <int kAtoms, int N>
 using Sm90Paired = Sm90Config<2, 2, N, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128>;
 

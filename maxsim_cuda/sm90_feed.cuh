@@ -64,10 +64,11 @@ struct Sm90Feed {
 
   // Rows of a side as they are loaded: 128-byte atoms, and the features of one.
   __device__ __forceinline__ static int atoms(const Segments& side) {
-    return C::kSplit && side.dtype != DType::f32 ? C::kAtoms / 2 : C::kAtoms;
+    if (!C::kSplit || side.dtype == DType::f32) return C::kAtoms;
+    return is_stored(side.dtype) ? 1 : C::kAtoms / 2;
   }
   __device__ __forceinline__ static int atom_features(const Segments& side) {
-    return C::kSplit && side.dtype == DType::f32 ? kAtom<T> / 2 : kAtom<T>;
+    return C::kSplit ? static_cast<int>(128 / element_size(side.dtype)) : kAtom<T>;
   }
 
   __device__ __forceinline__ void load(char* to, const CUtensorMap& map, int atom, int row, int inner, int outer) {
@@ -98,7 +99,13 @@ struct Sm90Feed {
           if (atom < present)
             load(tile() + atom * C::N * 128 + lane * 1024, maps.tails, atom, row + lane * 8, inner, outer);
     }
-    if constexpr (kColumns == Columns::given) fetch_token_factors(rows, row, inner, outer);
+    if (kColumns == Columns::given || splits_stored()) {
+      const Segments& side = args.problem.documents;
+      if (side.scale) fetch_factors(side.scale, shared.token_scale[ring.at], rows, row, inner, outer);
+      if (C::kSplit && side.minimum)
+        fetch_factors(side.minimum, shared.token_minimum[ring.at], rows, row, inner, outer);
+      factors_arrive();
+    }
     __syncwarp();
   }
 
@@ -106,16 +113,29 @@ struct Sm90Feed {
   __device__ __forceinline__ void end() {
     acquire();
     publish(StageInfo::kEnd, 0, 0, 0);
-    if (kColumns == Columns::given && args.tma) ptx::copy_arrive(&shared.scaled[ring.at]);
+    if (args.tma && (kColumns == Columns::given || splits_stored())) factors_arrive();
   }
 
-  // Beside a tile: each lane's copies arrive on their own.
-  __device__ __forceinline__ void fetch_token_factors(int rows, int row, int inner, int outer) {
-    const TokenFactor& scale = args.problem.documents.scale;
-    const float* from = scale.data + outer * scale.segment_stride.outer + inner * scale.segment_stride.inner;
-    for (int column = lane; column < rows; column += 32)
-      ptx::copy_4(&shared.token_scale[ring.at][column], &Segments::factor(scale, from, row + column));
-    ptx::copy_arrive(&shared.scaled[ring.at]);
+  // Whether the tiles that are split hold stored documents, whose factors the splitting warps need.
+  __device__ __forceinline__ bool splits_stored() const { return C::kSplit && is_stored(args.problem.documents.dtype); }
+
+  // Beside a tile, whose row 0 is row `row` of its segment or of the packed view.
+  __device__ __forceinline__ void fetch_factors(const TokenFactor& factor, float* to, int rows, int row, int inner,
+                                                int outer) {
+    const float* from = factor.data + outer * factor.segment_stride.outer + inner * factor.segment_stride.inner;
+    if (factor.block == 1) {  // addresses are counted up: this warp has little time for each tile
+      const float* at = from + (row + lane) * factor.block_stride;
+#pragma unroll
+      for (int column = 0; column < C::N; column += 32, at += 32 * factor.block_stride)
+        if (column + lane < rows) ptx::copy_4(to + column + lane, at);
+    } else {
+      for (int column = lane; column < rows; column += 32)
+        ptx::copy_4(to + column, &Segments::factor(factor, from, row + column));
+    }
+  }
+  // Each lane's copies arrive on their own.
+  __device__ __forceinline__ void factors_arrive() {
+    ptx::copy_arrive(C::kSplit ? &shared.full[ring.at] : &shared.scaled[ring.at]);
   }
   __device__ __forceinline__ void fetch_row_factors(const BlockInfo& info) {
     const TokenFactor& scale = args.problem.queries.scale;
@@ -155,7 +175,7 @@ struct Sm90Feed {
                       &maps.queries, barrier, atom * features, from, 0, outer);
       }
     }
-    if constexpr (kStored<T>) fetch_row_factors(info);
+    if constexpr (kStored<T> || C::kSplit) fetch_row_factors(info);
   }
 };
 

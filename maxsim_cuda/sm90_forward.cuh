@@ -3,8 +3,6 @@
 // score tile is ever written.
 #pragma once
 
-#include <type_traits>
-
 #include "ptx/wgmma.cuh"
 #include "row_max.cuh"
 #include "sm90_dense.cuh"
@@ -17,13 +15,11 @@ namespace cuda {
 
 template <class C, class T, bool kArgmax, Columns kColumns>
 struct Sm90Consumer {
-  using Accumulator = typename ptx::Wgmma<T, C::N>::Accumulator;
-
   const Sm90Args& args;
   Sm90Shared<C>& shared;
   uint32_t queries, tiles;  // wgmma operands: this warpgroup's rows of the first buffer, and the first stage
   int group, warp, lane;
-  Accumulator products[C::kTiles][C::N / 2];
+  typename ptx::Wgmma<T, C::N>::Accumulator products[C::kTiles][C::N / 2];
   RowState<kArgmax> rows[C::kTiles];
   Ring<C::kQueryBuffers> buffer;
   Ring<Sm90Shared<C>::kFinished> finished{0, 1};
@@ -62,12 +58,8 @@ struct Sm90Consumer {
     if (__shfl_sync(~0u, idle, 0)) return;
     const StageInfo& info = shared.stages[stage];
     const bool full = __shfl_sync(~0u, flags, 0) & StageInfo::kFull;
-    if constexpr (std::is_same_v<Accumulator, int32_t>)
-#pragma unroll
-      for (int i = 0; i < C::N / 2; ++i)  // in place: what a product adds to is an operand to the compiler
-        products[tile][i] = __float_as_int(static_cast<float>(products[tile][i]));
-    take_products(reinterpret_cast<const float (&)[C::N / 2]>(products[tile]), rows[tile], info.first_token,
-                  lane % 4 * 2, full, info.bits, ColumnScale<kColumns != Columns::plain>{shared.token_scale[stage]});
+    take_products(products[tile], rows[tile], info.first_token, lane % 4 * 2, full, info.bits,
+                  ColumnScale<kColumns != Columns::plain>{shared.token_scale[stage]});
   }
 
   // Hands the open document's maxima to the finisher, each block's 32 tokens together.
@@ -210,7 +202,8 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
   }
   // The producer starts on the barriers that it made; the others wait until they are there.
   constexpr int kProducerThread = C::kGroups * 128 + kProducerWarp * 32;
-  if (threadIdx.x == kProducerThread) shared.init(args.tma, kStored<T>);
+  if (threadIdx.x == kProducerThread)
+    shared.init(args.tma, kStored<T>, C::kSplit && is_stored(args.problem.documents.dtype));
   __syncwarp();
   if (args.tma && group == C::kGroups && warp == kProducerWarp)
     asm volatile("bar.arrive 1, %0;" ::"n"(C::kThreads) : "memory");

@@ -20,7 +20,7 @@ __device__ __forceinline__ void copy_chunk(char* shared, const Segments& side, i
     Bits* part = reinterpret_cast<Bits*>(&value);
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
-      if (chunk * kCount + i < side.dim) part[i] = source[i * side.feature_stride];
+      if (chunk * kCount + i < row_elements(side)) part[i] = source[i * side.feature_stride];
   }
   *reinterpret_cast<uint4*>(shared) = value;
 }
@@ -64,6 +64,8 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
   __device__ __forceinline__ static void copy(char* to, const Segments& side, int64_t row, int chunk, bool inside) {
     if (C::kSplit && side.dtype == DType::f32)
       copy_chunk<uint32_t>(to, side, row, chunk, inside);
+    else if (C::kSplit && is_stored(side.dtype))
+      copy_chunk<uint8_t>(to, side, row, chunk, inside);
     else
       copy_chunk<Bits>(to, side, row, chunk, inside);
   }
@@ -88,7 +90,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
       for (int row = loader(); row < C::kRows; row += kLoaderThreads)
         this->shared.row_scale[buffer][row] = inverse_norm_of<C, T>(to + row / 64 * 64 * C::kAtoms * 128, 64, row % 64);
     }
-    if constexpr (kStored<T>) {
+    if constexpr (kStored<T> || C::kSplit) {
       if (this->warp == kProducerWarp) this->fetch_row_factors(info);
     }
     ptx::mbarrier_arrive(&this->shared.queries_full[buffer]);
@@ -149,13 +151,14 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
            row < rows);
     }
     ptx::fence_async_proxy();
-    if constexpr (kColumns == Columns::given) {
-      const TokenFactor& scale = side.scale;
-      const float* from = side.factors(scale, unit.outer * side.inner + unit.inner);
-      const int64_t base = unit.document.first_row * side.packed() + first;
-      for (int row = loader(); row < rows; row += kLoaderThreads)
-        this->shared.token_scale[this->ring.at][row] = Segments::factor(scale, from, base + row);
-    }
+    if (kColumns == Columns::given || this->splits_stored())
+      for (int row = loader(); row < rows; row += kLoaderThreads) {
+        const auto take = [&](const TokenFactor& factor) {
+          return token_factor(side, factor, unit.outer * side.inner + unit.inner, unit.document, first + row);
+        };
+        if (side.scale) this->shared.token_scale[this->ring.at][row] = take(side.scale);
+        if (C::kSplit && side.minimum) this->shared.token_minimum[this->ring.at][row] = take(side.minimum);
+      }
     if constexpr (kColumns == Columns::norms) {
       sync_loaders();  // a row's chunks come from several warps
       for (int row = loader(); row < C::N; row += kLoaderThreads)

@@ -40,7 +40,7 @@ bool describe(const Segments& side, int box_rows, CUtensorMap* map) {
   const int64_t outer = side.packed() ? 1 : side.count / side.inner;
   const cuuint64_t size = element_size(side.dtype);
   const cuuint64_t sizes[4] = {
-      static_cast<cuuint64_t>(side.dim), static_cast<cuuint64_t>(std::max<int64_t>(side.extent, 1)),
+      static_cast<cuuint64_t>(row_elements(side)), static_cast<cuuint64_t>(std::max<int64_t>(side.extent, 1)),
       static_cast<cuuint64_t>(side.packed() ? 1 : side.inner), static_cast<cuuint64_t>(std::max<int64_t>(outer, 1))};
   cuuint64_t strides[3] = {static_cast<cuuint64_t>(side.token_stride) * size,
                            static_cast<cuuint64_t>(side.segment_stride.inner) * size,
@@ -117,7 +117,7 @@ void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
     if (wastes_less<112, 128>(length)) return launch<Sm90Middle<kAtoms, 112>, T, kArgmax, kColumns>(args, stream);
     return launch<Sm90Middle<kAtoms, 128>, T, kArgmax, kColumns>(args, stream);
   }
-  if constexpr (kColumns != Columns::plain) {
+  if constexpr (kColumns == Columns::norms || (kArgmax && kColumns == Columns::given)) {
     constexpr int kNarrow = std::is_same_v<T, int8_t> ? 112 : 104;
     if (wastes_less<kNarrow, 128>(length))
       return launch<Sm90Paired<kAtoms, kNarrow>, T, kArgmax, kColumns>(args, stream);

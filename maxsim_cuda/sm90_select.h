@@ -10,14 +10,16 @@ namespace cuda {
 
 struct ForwardArgs;
 
-// Any floats, or both sides of the same stored dtype that the tensor cores multiply, and rows that fit in shared
-// memory: decided by dtype and d alone, so that a pair takes the same path in every layout.
-inline bool sm90_takes(const Problem& problem) {
+// Both sides of a stored dtype that the tensor cores multiply as it is, in rows of 128 bytes.
+inline bool sm90_takes_stored(const Problem& problem) {
   const DType query = problem.queries.dtype, document = problem.documents.dtype;
-  const bool floats = !is_stored(query) && !is_stored(document);
   const bool multiplied = query == DType::e4m3 || query == DType::e5m2 || query == DType::s8;
-  return (floats || (query == document && multiplied)) && problem.queries.dim <= 128;
+  return query == document && multiplied && problem.queries.dim <= 128;
 }
+
+// Everything whose rows fit in shared memory: what is not multiplied as it is, is split. Decided by d alone, so that a
+// pair takes the same path in every layout.
+inline bool sm90_takes(const Problem& problem) { return problem.queries.dim <= 128; }
 
 void sm90_select_bf16(const ForwardArgs& args, cudaStream_t stream);
 void sm90_select_f16(const ForwardArgs& args, cudaStream_t stream);

@@ -30,22 +30,22 @@ struct Sm90Shared {
   BlockInfo blocks[C::kQueryBuffers][C::kBlocks];
   Finished finished[kFinished];
   Unit ahead[32];
-  float token_scale[C::kStages][C::N];
+  float token_scale[C::kStages][C::N], token_minimum[C::kSplit ? C::kStages : 1][C::N];
   float row_scale[C::kQueryBuffers][C::kRows];
   alignas(16) float maxima[kFinished][C::kRows];  // [block][token]
   int32_t winners[kFinished][C::kRows];
 
-  // `stored`: factors of tokens are fetched beside them.
-  __device__ __forceinline__ void init(bool tma, bool stored) {
+  // `stored`, `stored_split`: factors of tokens are fetched beside them.
+  __device__ __forceinline__ void init(bool tma, bool stored, bool stored_split) {
     // Where all lanes of a warp wrote or read, all of them arrive.
     const int loaders = tma ? 1 : 1 + kLoaderWarps;
     for (int i = 0; i < C::kStages; ++i) {
-      ptx::mbarrier_init(&full[i], loaders);
+      ptx::mbarrier_init(&full[i], loaders + (tma && stored_split ? 32 : 0));
       ptx::mbarrier_init(&empty[i], C::kGroups * 4);
       ptx::mbarrier_init(&scaled[i], C::kSplit ? C::kSplitWarps : stored ? 32 : kScaleThreads);
     }
     for (int i = 0; i < C::kQueryBuffers; ++i) {
-      ptx::mbarrier_init(&queries_full[i], (loaders + stored) * 32);
+      ptx::mbarrier_init(&queries_full[i], (loaders + (stored || C::kSplit)) * 32);
       ptx::mbarrier_init(&queries_empty[i], (C::kGroups * 4 + 1) * 32);  // and the finisher
     }
     for (int i = 0; i < kFinished; ++i) {

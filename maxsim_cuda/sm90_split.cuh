@@ -29,10 +29,12 @@ struct Sm90Splitter {
         ptx::mbarrier_wait(&shared.queries_full[buffer.at], buffer.phase);
         for (int first = 0; first < C::kRows; first += 64)
           split_rows<64>(queries + buffer.at * C::kQueryBytes + first * C::kAtoms * 128, args.problem.queries.dtype,
-                         &shared.row_scale[buffer.at][first]);
+                         &shared.row_scale[buffer.at][first], static_cast<bool>(args.problem.queries.scale), nullptr);
         buffer.advance();
       }
-      split_rows<C::N>(tiles + ring.at * C::kTileBytes, args.problem.documents.dtype, shared.token_scale[ring.at]);
+      const Segments& documents = args.problem.documents;
+      split_rows<C::N>(tiles + ring.at * C::kTileBytes, documents.dtype, shared.token_scale[ring.at],
+                       static_cast<bool>(documents.scale), documents.minimum ? shared.token_minimum[ring.at] : nullptr);
       ptx::fence_async_proxy();
       arrive(ring.at);
       ring.advance();
@@ -50,20 +52,39 @@ struct Sm90Splitter {
   static constexpr int kStep = C::kSplitWarps * 4;           // rows a step
   static constexpr int kBatch = C::kSplitWarps > 8 ? 1 : 2;  // steps at once, to hide latencies with few warps
 
+  // Bytes of a value as it was loaded.
+  enum class Size { one, two, four };
+
+  // `scaled`: `scales` hold factors of the rows already. `minima` is null where none are added.
   template <int kRows>
-  __device__ __forceinline__ void split_rows(uint32_t rows, DType dtype, float* scales) const {
-    dtype == DType::f32 ? split_rows<kRows, true>(rows, dtype, scales) : split_rows<kRows, false>(rows, dtype, scales);
+  __device__ __forceinline__ void split_rows(uint32_t rows, DType dtype, float* scales, bool scaled,
+                                             const float* minima) const {
+    if (dtype == DType::f32)
+      split_rows<kRows, Size::four>(rows, dtype, scales, scaled, minima);
+    else if (is_stored(dtype))
+      split_rows<kRows, Size::one>(rows, dtype, scales, scaled, minima);
+    else
+      split_rows<kRows, Size::two>(rows, dtype, scales, scaled, minima);
   }
 
-  template <int kRows, bool kWide>
-  __device__ __forceinline__ void split_rows(uint32_t rows, DType dtype, float* scales) const {
+  template <int kRows, Size kSize>
+  __device__ __forceinline__ void split_rows(uint32_t rows, DType dtype, float* scales, bool scaled,
+                                             const float* minima) const {
     static_assert(kRows % 4 == 0, "a warp has four rows a step, all there or none");
 #pragma unroll 1
     for (int first = thread / 8; first < kRows; first += kBatch * kStep) {
-      float value[kBatch][kValues] = {}, largest[kBatch], square[kBatch] = {};
+      float value[kBatch][kValues] = {}, largest[kBatch], square[kBatch] = {}, factor[kBatch];
 #pragma unroll
       for (int b = 0; b < kBatch; ++b)
-        if (first + b * kStep < kRows) load<kRows, kWide>(rows, dtype, first + b * kStep, value[b]);
+        if (const int row = first + b * kStep; row < kRows) {
+          load<kRows, kSize>(rows, dtype, row, value[b]);
+          factor[b] = scaled ? scales[row] : 1.f;
+          if (kSize == Size::one && minima) {
+#pragma unroll
+            for (int i = 0; i < kValues; ++i) value[b][i] = fmaf(value[b][i], factor[b], minima[row]);
+            factor[b] = 1.f;
+          }
+        }
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
         float part[4] = {};  // passes over NaN, whose products are NaN in any case
@@ -85,7 +106,7 @@ struct Sm90Splitter {
           const float unit = unit_of(largest[b]);
           store<kRows>(rows, first + b * kStep, value[b], inverse_unit(unit));
           if (thread % 8 == 0)
-            scales[first + b * kStep] = args.problem.normalize ? unit * inverse_norm(square[b]) : unit;
+            scales[first + b * kStep] = args.problem.normalize ? unit * inverse_norm(square[b]) : unit * factor[b];
         }
     }
   }
@@ -99,16 +120,22 @@ struct Sm90Splitter {
     return sum;
   }
 
-  template <int kRows, bool kWide>
+  template <int kRows, Size kSize>
   __device__ __forceinline__ void load(uint32_t rows, DType dtype, int row, float (&value)[kValues]) const {
     const int lane = thread % 8;
 #pragma unroll
     for (int i = 0; i < C::kAtoms; ++i) {
-      if constexpr (kWide) {
+      if constexpr (kSize == Size::four) {
         const uint4 raw = ptx::load_shared_16(rows + swizzled(kRows, row, i * 8 + lane));
         const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
         for (int k = 0; k < 4; ++k) value[4 * i + k] = __uint_as_float(words[k]);
+      } else if constexpr (kSize == Size::one) {  // signs are four bits of a byte
+        const int byte = i * 4 + lane / 2;
+        const uint32_t raw = dtype == DType::bit
+                                 ? ptx::load_shared_1(rows + swizzled(kRows, row, 0) + byte) >> lane % 2 * 4
+                                 : ptx::load_shared_4(rows + swizzled(kRows, row, i * 2 + lane / 4) + lane % 4 * 4);
+        widen_stored(dtype, raw, value + 4 * i);
       } else {
         const int chunk = i / 2 * 8 + i % 2 * 4 + lane / 2;
         widen(dtype, ptx::load_shared_8(rows + swizzled(kRows, row, chunk) + lane % 2 * 8), value + 4 * i);

@@ -35,6 +35,28 @@ __device__ __forceinline__ void split_pair(float first, float second, float inve
   low = *reinterpret_cast<const uint32_t*>(&rest);
 }
 
+// Four neighbouring values of eight bits each, or of one: then in the lowest bits.
+__device__ __forceinline__ void widen_stored(DType dtype, uint32_t raw, float* out) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const uint32_t byte = raw >> k * 8 & 0xff;
+    switch (dtype) {
+      case DType::e4m3:
+      case DType::e5m2:
+        out[k] = __half2float(__nv_cvt_fp8_to_halfraw(byte, dtype == DType::e4m3 ? __NV_E4M3 : __NV_E5M2));
+        break;
+      case DType::s8:
+        out[k] = static_cast<int8_t>(byte);
+        break;
+      case DType::u8:
+        out[k] = static_cast<float>(byte);
+        break;
+      default:
+        out[k] = raw >> k & 1 ? 1.f : -1.f;
+    }
+  }
+}
+
 // Four neighbouring 16-bit values.
 __device__ __forceinline__ void widen(DType dtype, const uint2& raw, float* out) {
   const uint32_t words[2] = {raw.x, raw.y};

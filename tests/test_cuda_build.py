@@ -38,15 +38,18 @@ def test_the_variant_builds_for_ampere_and_hopper(cuda: toolchain.Cuda) -> None:
     assert module.stat().st_size < 32 << 20
 
 
-def test_no_product_of_the_hopper_forward_is_serialised(cuda: toolchain.Cuda, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "kernels"), [("sm90_bf16", 30), ("sm90_e4m3", 18), ("sm90_s8", 18)])
+def test_no_product_of_the_hopper_forward_is_serialised(
+    cuda: toolchain.Cuda, tmp_path: Path, name: str, kernels: int
+) -> None:
     """ptxas gives up overlapping wgmma with anything as soon as control flow around it may diverge, and says so."""
     flags = ("-O3", "-std=c++17", "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas=-v", "-c")
-    source = ROOT / "maxsim_cuda" / "sm90_bf16.cu"
-    command = [cuda.nvcc, *flags, source, "-o", tmp_path / "sm90_bf16.o"]
+    source = ROOT / "maxsim_cuda" / f"{name}.cu"
+    command = [cuda.nvcc, *flags, source, "-o", tmp_path / f"{name}.o"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr
-    assert said.count("Compiling entry function") >= 30, "the assembler no longer reports what it does"
+    assert said.count("Compiling entry function") >= kernels, "the assembler no longer reports what it does"
     assert re.findall(r"Potential Performance Loss: wgmma.*", said) == []
 
 
@@ -56,6 +59,9 @@ PRODUCTS = {
     "mma_bf16.cu": [("80", "mma.sync.aligned.m16n8k16.row.col.f32.bf16", 12)],
     "mma_split.cu": [("75", "mma.sync.aligned.m16n8k8", 8)],
     "sm90_bf16.cu": [("90a", "wgmma.mma_async.sync.aligned", 30)],
+    "sm90_e4m3.cu": [("90a", "k32.f32.e4m3.e4m3", 18)],
+    "sm90_e5m2.cu": [("90a", "k32.f32.e5m2.e5m2", 18)],
+    "sm90_s8.cu": [("90a", "k32.s32.s8.s8", 18)],
     "sm90_split.cu": [("90a", "wgmma.mma_async.sync.aligned", 8)],
 }
 

@@ -27,15 +27,19 @@ __device__ __forceinline__ void copy_16(void* shared, const void* global, int by
 #endif
 }
 
-// Four bytes, both addresses multiples of four. For 8.0 and newer alone.
+// Four bytes, both addresses multiples of four.
 __device__ __forceinline__ void copy_4(void* shared, const void* global) {
+#if __CUDA_ARCH__ >= 800
   asm volatile(
       "cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
       "l"(global)
       : "memory");
+#else
+  *static_cast<uint32_t*>(shared) = *static_cast<const uint32_t*>(global);
+#endif
 }
 
-// An arrival on an mbarrier that happens when all copies of this thread so far have.
+// An arrival on an mbarrier, where there are any, that happens when all copies of this thread so far have.
 __device__ __forceinline__ void copy_arrive(uint64_t* barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(
                    static_cast<uint32_t>(__cvta_generic_to_shared(barrier)))

@@ -8,6 +8,18 @@
 namespace maxsim {
 namespace ptx {
 
+__device__ __forceinline__ uint32_t load_shared_1(uint32_t address) {
+  uint32_t out;
+  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(out) : "r"(address) : "memory");
+  return out;
+}
+
+__device__ __forceinline__ uint32_t load_shared_4(uint32_t address) {
+  uint32_t out;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(out) : "r"(address) : "memory");
+  return out;
+}
+
 __device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
   uint2 out;
   asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(out.x), "=r"(out.y) : "r"(address) : "memory");

@@ -3,14 +3,14 @@ The formats are made by `fp8`, `int8` and `binary`; what they share is here. Inf
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
 from . import _kernels, checks, fake, paths, reference  # noqa: F401  fake registers with the ops
 from .layouts import fill
-from .problem import Problem, argmax_width, unbatched
+from .problem import Problem, argmax_width
 from .retrieval import named_pairs
 
 QUERY_DTYPES = (*checks.KERNEL_DTYPES, torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
@@ -104,9 +104,10 @@ def score(
     Raises:
         TypeError, ValueError, RuntimeError: an argument does not fit; the message names it.
     """
-    problem, scales = _fill(locals())
+    offsets, pairs, lengths = (cu_seqlens_q, cu_seqlens_d), (pair_q_idx, pair_d_idx), (query_lengths, document_lengths)
+    problem, scales = _fill(Q, D, (q_mask, d_mask), offsets, pairs, lengths, validate)
     scores, _ = _run(problem, scales, D, empty_score, -1)
-    return _without_axes(scores, Q, D, cu_seqlens_q, cu_seqlens_d, pair_q_idx)
+    return _without_axes(scores, Q, D, offsets, pair_q_idx)
 
 
 def score_with_argmax(
@@ -130,12 +131,13 @@ def score_with_argmax(
     The index counts from the start of the document. Packed queries have ``max_seqlen_q`` slots, by default as many as
     the longest has tokens, which costs an accelerator one synchronisation.
     """
-    problem, scales = _fill(locals())
+    offsets, pairs, lengths = (cu_seqlens_q, cu_seqlens_d), (pair_q_idx, pair_d_idx), (query_lengths, document_lengths)
+    problem, scales = _fill(Q, D, (q_mask, d_mask), offsets, pairs, lengths, validate)
     if max_seqlen_q is not None and cu_seqlens_q is not None:
         checks.longest("max_seqlen_q", max_seqlen_q, "cu_seqlens_q", cu_seqlens_q, validate)
     width = argmax_width(problem, max_seqlen_q, "max_seqlen_q")
     results = _run(problem, scales, D, empty_score, width)
-    return tuple(_without_axes(x, Q, D, cu_seqlens_q, cu_seqlens_d, pair_q_idx) for x in results)
+    return tuple(_without_axes(x, Q, D, offsets, pair_q_idx) for x in results)
 
 
 def score_ids(
@@ -155,15 +157,15 @@ def score_ids(
     ``ids`` and ``missing_score`` are those of :func:`maxsim.score_ids`, everything else is as for :func:`score`.
     """
     missing_score = checks.number("missing_score", missing_score)
-    problem, scales = _fill(locals())
-    queries = problem.queries
+    none = (None, None)
+    problem, scales = _fill(Q, D, (q_mask, d_mask), (None, cu_seqlens_d), none, none, validate)
     if _values(Q).dim() != 3:
         raise ValueError(f"Q must be [Nq, Lq, d]; got shape {tuple(_values(Q).shape)}")
     if D.values.dim() == 4:
         raise ValueError(f"D must be documents that all queries share; got each query's own, {tuple(D.values.shape)}")
     problem, missing = named_pairs(problem, ids, validate)
     if missing is None:
-        return torch.full(ids.shape, missing_score, device=queries.device)
+        return torch.full(ids.shape, missing_score, device=problem.queries.device)
     scores, _ = _run(problem, scales, D, empty_score, -1)
     return scores.view(ids.shape).masked_fill(missing, missing_score)
 
@@ -181,9 +183,13 @@ def _values(side: Tensor | Quantised) -> Tensor:
     return side.values if isinstance(side, Quantised) else side
 
 
-def _fill(given: dict) -> tuple[Problem, _Scales]:
-    """The problem of a public function's arguments, and its factors."""
-    Q, D = given["Q"], given["D"]
+_Two = tuple[Optional[Tensor], Optional[Tensor]]
+
+
+def _fill(
+    Q: Tensor | Quantised, D: Quantised, masks: _Two, offsets: _Two, pairs: _Two, lengths: _Two, validate: bool
+) -> tuple[Problem, _Scales]:
+    """The problem of a public function's arguments, the query's before the document's, and its factors."""
     if not isinstance(D, Quantised):
         raise TypeError(f"D must be a maxsim.quantised.Quantised; got {type(D).__name__}")
     if D.bits not in (1, 8):
@@ -193,24 +199,27 @@ def _fill(given: dict) -> tuple[Problem, _Scales]:
         raise ValueError("Q must be quantised without a minimum, in eight bits a feature")
     if isinstance(Q, Tensor) and torch.is_grad_enabled() and Q.requires_grad:
         raise ValueError("Q must not require a gradient: scores of quantised documents have none; got requires_grad")
-    names = ("q_mask", "d_mask", "cu_seqlens_q", "cu_seqlens_d", "pair_q_idx", "pair_d_idx")
     problem = fill(
         query.values,
         D.values,
-        *(given.get(name) for name in names),
-        given["validate"],
+        *masks,
+        *offsets,
+        *pairs,
+        validate,
         dtypes=QUERY_DTYPES,
         document_dtypes=(torch.uint8,) if D.bits == 1 else checks.STORED_DTYPES,
         document_bits=D.bits,
     )
-    for side, tokens in (("query", problem.queries), ("document", problem.documents)):
-        lengths = given.get(f"{side}_lengths")
-        if lengths is None:
+    for side, name, given, tokens, offset in (
+        ("query_lengths", "Q", lengths[0], problem.queries, offsets[0]),
+        ("document_lengths", "D", lengths[1], problem.documents, offsets[1]),
+    ):
+        if given is None:
             continue
-        if getattr(problem, f"{side}_offsets") is not None:
-            raise ValueError(f"{side}_lengths go with padded tokens; got cu_seqlens_{side[0]} too")
-        checks.lengths(f"{side}_lengths", lengths, "Q" if side == "query" else "D", tokens, given["validate"])
-        problem = problem._replace(**{f"{side}_lengths": lengths})
+        if offset is not None:
+            raise ValueError(f"{side} go with padded tokens; got cu_seqlens_{name.lower()} too")
+        checks.lengths(side, given, name, tokens, validate)
+        problem = problem._replace(**{side: given})
     return problem, _Scales(
         _factor("Q.scale", query.scale, query, problem.queries),
         _factor("D.scale", D.scale, D, problem.documents),
@@ -260,14 +269,11 @@ def _without_axes(
     result: Tensor,
     Q: Tensor | Quantised,
     D: Quantised,
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_d: Tensor | None,
+    offsets: _Two,
     pairs: Tensor | None,
 ) -> Tensor:
     if pairs is not None:
         return result
-    if cu_seqlens_q is None and cu_seqlens_d is None:
-        return unbatched(result, _values(Q), D.values)
-    if cu_seqlens_d is None and D.values.dim() == 2:
+    if offsets[1] is None and D.values.dim() == 2:
         result = result.squeeze(1)
-    return result.squeeze(0) if cu_seqlens_q is None and _values(Q).dim() == 2 else result
+    return result.squeeze(0) if offsets[0] is None and _values(Q).dim() == 2 else result
