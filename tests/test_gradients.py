@@ -71,6 +71,32 @@ def test_many_queries_share_a_winner(maxsim, path):
     check(helpers.cross(maxsim, batch), batch)
 
 
+@pytest.mark.parametrize("documents", [[3], [40, 2]], ids=["spread", "one-token"])
+def test_more_winners_than_fit(maxsim, path, documents):
+    """Thousands of query tokens choose among few document tokens, or all the same one."""
+    batch = Batch.random([256] * 20, documents, 24, (torch.bfloat16, torch.bfloat16), path.device)
+    if len(documents) > 1:
+        common = torch.ones(24, device=path.device, dtype=torch.bfloat16)
+        batch.queries = [(query * 0.25 + common) for query in batch.queries]
+        batch.documents[0][7] = common * 4
+    check(helpers.cross(maxsim, batch), batch)
+
+
+@pytest.mark.parametrize("backward", BACKWARDS)
+@pytest.mark.parametrize("layout", [helpers.cross, helpers.slab, helpers.varlen, helpers.listed], ids=layout_id)
+def test_the_same_bits_every_time(maxsim, path, layout, backward):
+    batch = ragged(layout, 128, (torch.float16, torch.float16), path.device)
+    laid = layout(maxsim, batch)
+    options = {} if layout is helpers.varlen else {"backward": backward}
+    seen = []
+    for _ in range(4):
+        queries, documents = (x.detach().nan_to_num().requires_grad_() for x in (laid.queries, laid.documents))
+        scores = laid.score(queries, documents, **options)
+        scores.backward(torch.linspace(-1, 1, scores.numel(), device=scores.device).view_as(scores))
+        seen.append((queries.grad, documents.grad))
+    assert all(torch.equal(one, other) for again in seen for one, other in zip(seen[0], again, strict=True))
+
+
 @pytest.mark.parametrize("side", [0, 1], ids=["queries", "documents"])
 def test_only_what_needs_a_gradient(maxsim, path, side):
     tensors = [torch.randn(3, 5, 16, device=path.device), torch.randn(4, 6, 16, device=path.device)]
