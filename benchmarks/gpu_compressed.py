@@ -69,19 +69,18 @@ def plaid_row(impl: str, shape: Plaid, index: PlaidIndex, expected: Tensor, floo
 
 
 def fp8(run: Run) -> None:
-    """Both sides quantised by the implementation's own function, so that both are held to their own numbers."""
-    for workload in FORWARD:
-        if workload.layout != "cross" or workload.dim % 16 or not run.wants(workload.name):
-            continue
-        missing = [impl for impl in ("ours", "lik") if not run.results.find("fp8", workload.name, impl)]
-        inputs = make_inputs(workload, "cuda") if missing else None
-        for impl in missing:
-            run.attempt("fp8", workload.name, impl, partial(fp8_row, run, impl, inputs))
+    """Both sides quantised by the implementation's own function, so that both are held to their own numbers: with a
+    scale for each token, and with one for all."""
+    for workload in _plain_cross(run):
+        forms = {impl: partial(fp8_row, run, impl, "token") for impl in ("ours", "lik")}
+        forms |= {f"{impl}, one scale": partial(fp8_row, run, impl, "tensor") for impl in ("ours", "lik")}
+        _attempt(run, "fp8", workload, forms)
 
 
-def fp8_row(run: Run, impl: str, inputs: Inputs) -> Row:
+def fp8_row(run: Run, impl: str, scales_of: str, inputs: Inputs) -> Row:
     module = module_of(impl, "fp8")
-    sides = [module.quantize_fp8_per_token(x) for x in (inputs.queries, inputs.documents)]
+    quantise = getattr(module, f"quantize_fp8_per_{scales_of}")
+    sides = [quantise(x) for x in (inputs.queries, inputs.documents)]
     (queries, query_scales), (documents, document_scales) = sides
     expected = reference(Inputs(inputs.workload, *(x.double() * scale.double()[..., None] for x, scale in sides)))
 
@@ -127,8 +126,14 @@ def _int8_row(run: Run, impl: str, form: str, inputs: Inputs) -> Row:
     module = load_kernel().int8 if impl == "ours" else installed("flash_maxsim")
     queries, documents = inputs.queries, inputs.documents
     one = queries[0] if inputs.workload.queries == 1 else queries
+
+    def kept(factor: Tensor) -> Tensor:
+        """As an index would keep it: ours are read in place in float32, flash-maxsim's in float16."""
+        return factor.float() if impl == "ours" else factor
+
     if form == "affine":
-        values, scales, minima = module.quantize_int8(documents)
+        values, *factors = module.quantize_int8(documents)
+        scales, minima = map(kept, factors)
         sides = [queries.double(), values.double() * scales.double() + minima.double()]
         factors = [queries, values, scales, minima]
 
@@ -137,6 +142,7 @@ def _int8_row(run: Run, impl: str, form: str, inputs: Inputs) -> Row:
 
     elif form == "symmetric":
         values, scales = module.quantize_int8_symmetric(documents)
+        scales = kept(scales)
         sides = [queries.double(), values.double() * scales.double()]
         factors = [queries, values, scales]
 
@@ -145,7 +151,9 @@ def _int8_row(run: Run, impl: str, form: str, inputs: Inputs) -> Row:
 
     else:
         values, scales = module.quantize_int8_symmetric(documents)
+        scales = kept(scales)
         stored, query_scales = module.quantize_query_int8(one)
+        query_scales = kept(query_scales)
         wide = stored.double() * query_scales.double()[..., None]
         sides = [wide.view(queries.shape), values.double() * scales.double()]
         factors = [stored, query_scales, values, scales]
