@@ -45,11 +45,11 @@ struct RawToken {
 template <class E, int kBits, int kTiles, bool kWhole>
 struct Step {
   static constexpr int kGroups = 2 * kTiles, kTokens = 16 * kTiles;
-  RawToken raw;                           // of this step once it is gathered, of the next one from then on
-  RawToken ahead;                         // of the step behind that
-  float inverse;                          // of the lane's token
-  uint32_t kept, unknown;                 // a bit a token: counts; names no centroid
-  Packed<kBits, kWhole> packed[kGroups];  // of the next step once `add` is done
+  RawToken raw;                             // of this step once it is gathered, of the next one from then on
+  RawToken ahead;                           // of the step behind that
+  float inverse;                            // of the lane's token
+  uint32_t kept, unknown;                   // a bit a token: counts; names no centroid
+  Packed<kBits, kWhole> packed[kGroups];    // of the next step once `add` is done
   uint32_t centroids[kGroups][kShare / 2];  // of the next step once `add` is done
   uint32_t rows[kTiles][kSteps][4];         // their sums with the weights: operands of 16 tokens by 16 features
 
