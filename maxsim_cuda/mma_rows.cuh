@@ -60,8 +60,7 @@ struct MmaRowsWarp {
   // The tile that is loaded next, described a step ahead so that its mask is there by then.
   const Unit* unit = nullptr;
   int from = 0, part = 0, flags = 0, first = 0, rows = 0;
-  int64_t begin = 0, target = 0;  // `begin`: element of its first row
-  int64_t resident = -1;          // group of the queries that the last tile described meets, with their part
+  int64_t resident = -1, target = 0;  // `resident`: group of the last tile described
   int resident_part = 0;
   bool kept[C::kWords];
 
@@ -81,6 +80,8 @@ struct MmaRowsWarp {
     else
       __syncthreads();
   }
+
+  int64_t begin = 0;  // element of the next tile's first row
 
   __device__ __forceinline__ void describe() {
     const Segments& side = args.problem.documents;
@@ -121,7 +122,6 @@ struct MmaRowsWarp {
     const Segments& side = args.problem.documents;
     auto& info = shared.infos[warp][stage];
     uint32_t found = 0;
-    __syncwarp();  // what it said before has been read
     if (side.mask) {
 #pragma unroll
       for (int word = 0; word < C::kWords; ++word) {
@@ -167,13 +167,11 @@ struct MmaRowsWarp {
     ptx::copy_commit();
   }
 
-  // The tile of a stage, this thread's part of it, is there. A single warp needs no barrier for that.
+  // The tile of a stage, this warp's part of it, is there.
   __device__ __forceinline__ void arrive(int stage) {
     ptx::copy_wait<C::kStages - 2>();
-    if (C::kWarps == 1)
-      __syncwarp();
-    else
-      ptx::mbarrier_arrive(&shared.full[stage]);
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(&shared.full[stage]);
   }
 
   __device__ __forceinline__ void load_queries(int64_t group, int32_t which) {
@@ -186,6 +184,7 @@ struct MmaRowsWarp {
   // Of kColumns tokens at a shared address.
   __device__ __forceinline__ void multiply(uint32_t tokens) {
     const uint32_t even = tokens + lane / 4 * C::kPitch + (lane % 4 + lane / 4 % 2 * 4) * 16, at[2] = {even, even ^ 64};
+    float squares[C::kGroups];
 #pragma unroll
     for (int i = 0; i < C::kGroups * 4; ++i) products[0][i] = products[1][i] = 0.f;
 #pragma unroll
@@ -204,7 +203,8 @@ struct MmaRowsWarp {
 #pragma unroll
       for (int step = 0; step < C::kSteps; ++step)
         token[step] = ptx::load_shared_16(at[step % 2] + step / 2 * 128 + group * 8 * C::kPitch);
-      const float factor = inverse_norm(square_of<T>(token));
+      squares[group] = square_of<T>(token);
+      const float factor = inverse_norm(squares[group]);
       const float even = __shfl_sync(~0u, factor, lane % 4 * 8), odd = __shfl_sync(~0u, factor, lane % 4 * 8 + 4);
 #pragma unroll
       for (int tile = 0; tile < 2; ++tile)
@@ -229,7 +229,7 @@ struct MmaRowsWarp {
       const int now = info.flags;
       if (now & StageInfo::kEnd) return;
       if (now & StageInfo::kNewQueries) load_queries(info.group, info.part);
-      if (C::kWarps > 1) ptx::mbarrier_wait(&shared.full[stage], parity);  // and everyone is done with the tile before
+      ptx::mbarrier_wait(&shared.full[stage], parity);  // and everyone is done with the tile before
       issue(free);
       describe();
       const int next = stage + 1 == C::kStages ? 0 : stage + 1;
@@ -263,7 +263,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     mma_rows_forward(const __grid_constant__ ForwardArgs args, int width) {
   extern __shared__ __align__(128) char ring[];
   __shared__ MmaRowsShared<C> shared;
-  if (threadIdx.x < C::kStages) ptx::mbarrier_init(&shared.full[threadIdx.x], C::kThreads);
+  if (threadIdx.x < C::kStages) ptx::mbarrier_init(&shared.full[threadIdx.x], C::kWarps);
   __syncthreads();
   MmaRowsWarp<C, T, kArgmax>(args, shared, ring, width).run();
 }
