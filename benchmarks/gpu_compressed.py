@@ -21,13 +21,22 @@ if TYPE_CHECKING:
     from gpu import Run
     from results import Row
 
-# Residuals are decompressed into float16. fp8 products are summed by the tensor cores in fewer bits than float32 has.
-# flash-maxsim multiplies int8 documents as float16.
-ALLOWED = {"plaid": 2 * torch.finfo(torch.float16).eps, "fp8": 5e-3, "int8": 5e-3, "binary": 1e-5}
+# Residuals are decompressed into float16; approximate scores are looked up in float32. fp8 products are summed by the
+# tensor cores in fewer bits than float32 has. flash-maxsim multiplies int8 documents as float16.
+ALLOWED = {
+    **dict.fromkeys(("plaid", "plaid-batch8", "plaid-prepared"), 2 * torch.finfo(torch.float16).eps),
+    "plaid-approx": 1e-5,
+    "fp8": 5e-3,
+    "int8": 5e-3,
+    "binary": 1e-5,
+}
 
 
 def module_of(impl: str, name: str) -> ModuleType:
     return getattr(load_kernel(), name) if impl == "ours" else installed(f"late_interaction_kernels.{name}")
+
+
+BATCH = 8  # queries that share what is decompressed
 
 
 def timed(kind: str, call: Call, expected: Tensor, workload: Workload, floor: float) -> Row:
@@ -39,33 +48,80 @@ def timed(kind: str, call: Call, expected: Tensor, workload: Workload, floor: fl
 
 
 def plaid(run: Run) -> None:
+    """From the plain index, from a prepared one, for eight queries at once, and by centroids alone.
+
+    The floor is the index's bytes; the rows of centroids, and of their scores, come from L2 on top.
+    """
     for shape in filter(lambda shape: run.wants(shape.name), PLAID):
         index = plaid_index(shape, "cuda")
         expected = plaid_reference(shape, index)
-        floor = run.floor_ms(index.nbytes, 0)
-        for impl in ("ours", "lik"):
-            if not run.results.find("plaid", shape.name, impl):
-                run.attempt("plaid", shape.name, impl, partial(plaid_row, impl, shape, index, expected, floor))
+        plain, codes = run.floor_ms(index.nbytes, 0), run.floor_ms(index.codes.nbytes, 0)
+        for kind, impls, calls, want, floor in (
+            ("plaid", ("ours", "lik"), plain_call, expected, plain),
+            ("plaid-batch8", ("ours", "lik"), batch_call, expected.expand(BATCH, -1), plain),
+            ("plaid-prepared", ("ours",), prepared_call, expected, plain),
+            ("plaid-approx", ("ours", "lik"), approx_call, approx_reference(index), codes),
+        ):
+            for impl in impls:
+                if not run.results.find(kind, shape.name, impl):
+                    measure = partial(plaid_row, kind, calls, impl, shape, index, want, floor)
+                    run.attempt(kind, shape.name, impl, measure)
 
 
-def plaid_row(impl: str, shape: Plaid, index: PlaidIndex, expected: Tensor, floor: float) -> Row:
-    module = module_of(impl, "plaid")
+def plaid_row(
+    kind: str,
+    calls: Callable[[ModuleType, Plaid, PlaidIndex], Call],
+    impl: str,
+    shape: Plaid,
+    index: PlaidIndex,
+    expected: Tensor,
+    floor: float,
+) -> Row:
+    whole = Workload("plaid", shape.name, "varlen", len(expected), shape.documents, 32, shape.document_tokens)
+    call = calls(module_of(impl, "plaid"), shape, index)
+    return timed(kind, call, expected, whole, floor) | {"tokens": index.codes.numel()}
 
-    def call() -> Tensor:
-        return module.maxsim_residual_varlen(
-            index.query,
-            index.codes,
-            index.residuals,
-            index.offsets,
-            centroids=index.centroids,
-            bucket_weights=index.weights,
-            nbits=shape.bits,
-            max_seqlen_d=shape.document_tokens,
-            normalize=True,
-        )
 
-    whole = Workload("plaid", shape.name, "varlen", 1, shape.documents, 32, shape.document_tokens)
-    return timed("plaid", call, expected, whole, floor) | {"tokens": index.codes.numel()}
+def plain_call(module: ModuleType, shape: Plaid, index: PlaidIndex, queries: Tensor | None = None) -> Call:
+    return lambda: module.maxsim_residual_varlen(
+        index.query if queries is None else queries,
+        index.codes,
+        index.residuals,
+        index.offsets,
+        centroids=index.centroids,
+        bucket_weights=index.weights,
+        nbits=shape.bits,
+        max_seqlen_d=shape.document_tokens,
+        normalize=True,
+    )
+
+
+def batch_call(module: ModuleType, shape: Plaid, index: PlaidIndex) -> Call:
+    return plain_call(module, shape, index, index.query.repeat(BATCH, 1, 1))
+
+
+def prepared_call(module: ModuleType, shape: Plaid, index: PlaidIndex) -> Call:
+    prepared = module.prepare_index(
+        index.codes, index.residuals, index.offsets, index.centroids, index.weights, shape.bits
+    )
+    return lambda: prepared.score(index.query)
+
+
+def approx_call(module: ModuleType, shape: Plaid, index: PlaidIndex) -> Call:
+    kept = torch.arange(shape.document_tokens, device=index.codes.device) < index.lengths[:, None]
+    codes = torch.zeros(kept.shape, dtype=torch.int32, device=kept.device)
+    codes[kept] = index.codes
+    table = centroid_scores(index)
+    return lambda: module.plaid_approx_score(table, codes, index.lengths)[None]
+
+
+def centroid_scores(index: PlaidIndex) -> Tensor:
+    return index.centroids.float() @ index.query[0].float().T
+
+
+def approx_reference(index: PlaidIndex) -> Tensor:
+    rows = centroid_scores(index).double()[index.codes]
+    return torch.segment_reduce(rows, "max", lengths=index.lengths).sum(-1)[None]
 
 
 def fp8(run: Run) -> None:
