@@ -44,8 +44,8 @@ struct Residuals {
   bool normalize = false;                // documents; Problem::normalize is the queries'
 };
 
-// Scores of every centroid [Nq, centroid_count, Lq] and the centroids of the documents' tokens; a problem's queries have
-// Lq features then, one for each query token.
+// Scores of every centroid [Nq, centroid_count, Lq] and the centroids of the documents' tokens; a problem's queries
+// have Lq features then, one for each query token.
 struct Approximation {
   CodeView codes;
   int64_t centroid_count = 0;
