@@ -4,6 +4,7 @@
 #include "backward_documents.cuh"
 #include "backward_queries.cuh"
 #include "check.h"
+#include "forward_args.cuh"
 #include "launch.h"
 
 namespace maxsim {
@@ -11,12 +12,6 @@ namespace cuda {
 namespace {
 
 int64_t token_rows(const Segments& side) { return side.packed() ? side.extent : side.count * side.extent; }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-unsigned grid(int64_t wanted, int64_t per_sm) {
-  return static_cast<unsigned>(std::max<int64_t>(1, std::min<int64_t>(wanted, per_sm * current_device().sms)));
-}
 
 template <typename Rows>
 void launch_queries(const BackwardArgs& args, cudaStream_t stream) {

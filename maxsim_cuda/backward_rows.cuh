@@ -96,19 +96,6 @@ __device__ __forceinline__ uint32_t pack(float a, float b, __nv_bfloat16) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-__device__ __forceinline__ void store_element(void* out, DType type, int64_t element, float value) {
-  switch (type) {
-    case DType::f32:
-      static_cast<float*>(out)[element] = value;
-      break;
-    case DType::f16:
-      static_cast<__half*>(out)[element] = __float2half_rn(value);
-      break;
-    default:
-      static_cast<__nv_bfloat16*>(out)[element] = __float2bfloat16_rn(value);
-  }
-}
-
 // Features k … k + 7 of row `row` of a contiguous gradient.
 __device__ __forceinline__ void store_row(void* gradient, const Segments& side, int64_t row, int64_t k,
                                           const LaneSum& sum) {
@@ -117,7 +104,7 @@ __device__ __forceinline__ void store_row(void* gradient, const Segments& side, 
   if (side.dim % kLaneFeatures) {
 #pragma unroll
     for (int i = 0; i < kLaneFeatures; ++i)
-      if (k + i < side.dim) store_element(gradient, side.dtype, at + i, sum[i]);
+      if (k + i < side.dim) store_element(side, gradient, at + i, sum[i]);
   } else if (side.dtype == DType::f32) {  // the allocator aligns the first row, and so all of them
     float4* out = reinterpret_cast<float4*>(static_cast<float*>(gradient) + at);
     out[0] = {sum[0], sum[1], sum[2], sum[3]};

@@ -105,6 +105,19 @@ __device__ __forceinline__ float inverse_norm(float square) {
   return 1.f / (norm < kNormEps ? kNormEps : norm);
 }
 
+__device__ __forceinline__ void store_element(const Segments& side, void* out, int64_t element, float value) {
+  switch (side.dtype) {
+    case DType::f32:
+      static_cast<float*>(out)[element] = value;
+      return;
+    case DType::f16:
+      static_cast<__half*>(out)[element] = __float2half_rn(value);
+      return;
+    default:
+      static_cast<__nv_bfloat16*>(out)[element] = __float2bfloat16_rn(value);
+  }
+}
+
 // torch.max's order: NaN above everything, then the value, then the lower index.
 __device__ __forceinline__ bool beats(float value, int32_t index, float best, int32_t best_index) {
   const bool nan = value != value, best_nan = best != best;

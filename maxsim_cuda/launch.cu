@@ -11,14 +11,6 @@
 
 namespace maxsim {
 namespace cuda {
-namespace {
-
-unsigned grid(int64_t wanted, int per_sm) {
-  return static_cast<unsigned>(std::max<int64_t>(1, std::min<int64_t>(wanted, int64_t{per_sm} * current_device().sms)));
-}
-
-}  // namespace
-
 const Device& current_device() {
   static Device devices[kDevices];
   int index = 0;
@@ -43,6 +35,10 @@ const Device& current_device() {
 bool one_product_is_exact(const Problem& problem) {
   const auto narrow = [](const Segments& side) { return side.dtype != DType::f32 && !side.minimum; };
   return is_stored(problem.documents.dtype) && narrow(problem.queries) && narrow(problem.documents);
+}
+
+unsigned grid(int64_t wanted, int per_sm) {
+  return static_cast<unsigned>(std::max<int64_t>(1, std::min<int64_t>(wanted, int64_t{per_sm} * current_device().sms)));
 }
 
 Path mma_path() { return mma_arch() < 80 ? Path::sm75 : Path::sm80; }

@@ -42,6 +42,8 @@ struct Device {
 };
 // Asked of the driver once for each device.
 const Device& current_device();
+// Blocks for as much work, at most so many an SM.
+unsigned grid(int64_t wanted, int per_sm);
 
 // Bit p is set where the current device runs path p.
 int64_t available_paths();

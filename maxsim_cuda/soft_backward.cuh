@@ -7,19 +7,6 @@
 namespace maxsim {
 namespace cuda {
 
-__device__ __forceinline__ void store_element(const Segments& side, void* out, int64_t element, float value) {
-  switch (side.dtype) {
-    case DType::f32:
-      static_cast<float*>(out)[element] = value;
-      return;
-    case DType::f16:
-      static_cast<__half*>(out)[element] = __float2half_rn(value);
-      return;
-    default:
-      static_cast<__nv_bfloat16*>(out)[element] = __float2bfloat16_rn(value);
-  }
-}
-
 // The power of two that brings the largest gradient of a segment's scores to [1, 2), for weights in fp16.
 template <class Number>
 __device__ __forceinline__ float weight_unit(const SoftArgs& args, int64_t count, const Number& pair_of,
