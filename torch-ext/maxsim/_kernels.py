@@ -14,6 +14,9 @@ quantised_forward = ops.quantised_forward.default
 soft_forward = ops.soft_forward.default
 soft_forward_parts = ops.soft_forward_parts.default
 soft_backward = ops.soft_backward.default
+hidden_forward = ops.hidden_forward.default
+hidden_project = ops.hidden_project.default
+hidden_chain = ops.hidden_chain.default
 available_paths = ops.available_paths.default
 default_path = ops.default_path.default
 
@@ -28,3 +31,4 @@ def _devices(op: str) -> frozenset[str]:
 
 DEVICES = _devices("forward")
 SOFT_DEVICES = _devices("soft_forward")
+HIDDEN_DEVICES = _devices("hidden_forward")

@@ -1,0 +1,15 @@
+// The ops on hidden states.
+#pragma once
+
+#include "torch_binding.h"
+
+namespace maxsim {
+
+std::tuple<Tensor, Tensor> hidden_forward_cuda(const Tensor& queries, const Tensor& hidden, const Tensor& weight,
+                                               const MaybeTensor& bias, const MaybeTensor& document_mask,
+                                               bool normalize, bool with_argmax, int64_t part_bytes);
+std::tuple<Tensor, Tensor> hidden_project_cuda(const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias,
+                                               bool normalize);
+Tensor hidden_chain_cuda(const Tensor& grad, const Tensor& projected, const Tensor& factors);
+
+}  // namespace maxsim
