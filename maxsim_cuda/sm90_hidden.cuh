@@ -12,10 +12,10 @@ namespace cuda {
 enum class Projected { scored, scored_with_winners, written };
 
 // A hidden state of 768 features is 1536 bytes, and while those come the tensor cores need three fifths of the time for
-// its products: memory is the limit. The weight comes with every tile, from L2, so a tile is as many tokens as there are
-// registers for accumulators: 256, which costs L2 half as much again. Two blocks that fetch half of the weight each, for
-// both of them, are slower, as they wait for each other; a weight that stays leaves no room for enough hidden states on
-// their way.
+// its products: memory is the limit. The weight comes with every tile, from L2, so a tile is as many tokens as there
+// are registers for accumulators: 256, which costs L2 half as much again. Two blocks that fetch half of the weight
+// each, for both of them, are slower, as they wait for each other; a weight that stays leaves no room for enough hidden
+// states on their way.
 template <class T_, int N_, Projected kProjected_>
 struct Sm90HiddenConfig {
   using T = T_;

@@ -38,7 +38,9 @@ def test_the_variant_builds_for_ampere_and_hopper(cuda: toolchain.Cuda) -> None:
     assert module.stat().st_size < 32 << 20
 
 
-@pytest.mark.parametrize(("name", "kernels"), [("sm90_bf16", 30), ("sm90_e4m3", 16), ("sm90_s8", 16), ("sm90_hidden", 12)])
+@pytest.mark.parametrize(
+    ("name", "kernels"), [("sm90_bf16", 30), ("sm90_e4m3", 16), ("sm90_s8", 16), ("sm90_hidden", 12)]
+)
 def test_no_product_of_the_hopper_forward_is_serialised(
     cuda: toolchain.Cuda, tmp_path: Path, name: str, kernels: int
 ) -> None:
