@@ -1,0 +1,164 @@
+"""Small problems that between them launch every CUDA kernel in every layout, for tests/gpu_sanitize.py, which looks at
+accesses and at who was launched, not at results: those are the other tests' subject."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterable
+
+import helpers
+import helpers_quantised as hq
+import torch
+from helpers import Batch, load_kernel
+from random_problems import WORK, Problem
+from test_plaid import Index
+from torch import Tensor
+
+maxsim = load_kernel()
+ops = sys.modules[f"{maxsim.__name__}._ops"].ops
+number_of = maxsim.paths._NUMBERS
+DEVICE = "cuda"
+HALVES = [torch.float16, torch.bfloat16]
+# One block of query tokens to a document, a few, and more than any tile has; a query of several blocks.
+QUERIES = [(1, 20), (3, 20), (9, 20), (2, 65)]
+DOCUMENTS = [(7, 30), (4, 120)]  # whose lengths suit narrow and wide tiles
+
+
+def tensors(queries: tuple, documents: tuple, dim: int, dtypes: Iterable[torch.dtype]) -> list[Tensor]:
+    sizes = (queries, documents)
+    return [torch.randn(*n, dim, device=DEVICE).to(t) for n, t in zip(sizes, dtypes, strict=True)]
+
+
+def score(path: str, problem: tuple, normalize: bool, width: int, tf32: bool = False) -> None:
+    options = (normalize, 0.0, number_of[path], tf32)
+    ops.forward(*problem, *options)
+    ops.forward_argmax(*problem, *options, width, 0)
+
+
+def exact(path: str, dims: list[int]) -> None:
+    mixes = [(t, t) for t in (*HALVES, torch.float32)] + [(torch.float16, torch.float32)]
+    for dtypes, dim, normalize in itertools.product(mixes, dims, (False, True)):
+        for queries, documents in itertools.product(QUERIES, DOCUMENTS):
+            q, d = tensors(queries, documents, dim, dtypes)
+            score(path, (q, d, *[None] * 8), normalize, queries[1])
+        ids = torch.randint(2, (11,), device=DEVICE)
+        score(path, (q, d, *[None] * 6, ids, ids.int()), normalize, queries[1])
+    for dim in dims:
+        q, d = tensors((2, 33), (3, 40), dim, [torch.float32] * 2)
+        score(path, (q, d, *[None] * 8), False, 33, tf32=True)
+
+
+def hopper() -> None:
+    exact("sm90", [48, 128])
+    # So many documents that starting up no longer counts.
+    count = 32 * torch.cuda.get_device_properties(DEVICE).multi_processor_count + 1
+    for dtype in HALVES:
+        ops.forward(
+            *tensors((1, 8), (count, 3), 128, (dtype, dtype)), *[None] * 8, False, 0.0, number_of["sm90"], False
+        )
+
+
+def others() -> None:
+    for path in {"sm75", "sm80"} & set(maxsim.paths.available()):
+        exact(path, [48, 128, 200])
+    exact("sm_fma", [48])
+
+
+def anywhere() -> None:
+    """What nobody thought of: odd sizes, every layout, masks, strides, metadata out of range, winners out of range."""
+    WORK[DEVICE] = (1 << 22, 1 << 18)
+    generator = torch.Generator(DEVICE)
+    for path in maxsim.paths.available():
+        if not path.startswith("sm"):
+            continue
+        for number in range(30):
+            p = Problem(path, number, DEVICE, generator)
+            for layout in (p.first, p.second):
+                score(path, layout.arguments, p.normalize, layout.width)
+                shape = ops.forward(*layout.arguments, p.normalize, 0.0, number_of[path], False).shape
+                spoiled = torch.randint(-3, 1 << 20, (*shape, layout.width), device=DEVICE, dtype=torch.int32)
+                for winners in (spoiled, spoiled % 7):
+                    ones = torch.ones(shape, device=DEVICE)
+                    ops.backward(ones, winners, *layout.arguments, p.normalize, True, True, 0, number_of[path])
+
+
+def quantised() -> None:
+    for path in maxsim.paths.available():
+        if not path.startswith("sm"):
+            continue
+        with maxsim.paths.force(path):
+            for name in hq.FORMATS:
+                ragged = Batch.random([9, 0, 33], [21, 1, 0, 140, 5, 33], 48, device=DEVICE)
+                sides = hq.quantise(maxsim, name, ragged)
+                for layout in hq.LAYOUTS:
+                    stored(layout(sides, DEVICE))
+                for (count, length), (documents, tokens) in itertools.product(QUERIES, DOCUMENTS):
+                    batch = Batch.random([length] * count, [tokens] * documents, 128, device=DEVICE)
+                    if path != "sm_fma":
+                        stored(hq.cross_lengths(hq.quantise(maxsim, name, batch), DEVICE))
+
+
+def stored(laid: hq.Laid) -> None:
+    maxsim.quantised.score(*laid.sides, **laid.options)
+    maxsim.quantised.score_with_argmax(*laid.sides, **laid.options)
+
+
+def learnt(call: Callable[..., Tensor], *inputs: Tensor) -> None:
+    leaves = [x.detach().nan_to_num().requires_grad_() for x in inputs]
+    call(*leaves).square().sum().backward()
+
+
+def learning() -> None:
+    mixes = [(t, t) for t in (*HALVES, torch.float32)] + [(torch.float16, torch.float32)]
+    for dtypes in mixes:
+        for layout, dim in itertools.product(helpers.LAYOUTS, (31, 64)):
+            laid = layout(maxsim, helpers.ragged(layout, dim, dtypes, DEVICE))
+            learnt(lambda q, d, laid=laid: laid.score(q, d, normalize=True), laid.queries, laid.documents)
+        # Queries that win few tokens a slice has room for, and one token that wins more than fit.
+        for queries, documents in (((40, 130), (3, 70)), ((40, 260), (2, 1))):
+            learnt(maxsim.maxsim, *tensors(queries, documents, 128, dtypes))
+        learnt(maxsim.contrastive_loss, *tensors((4, 20), (4, 30), 64, dtypes))
+        blocked = {"max_bytes": 1, "normalize": True}
+        learnt(lambda q, d, o=blocked: maxsim.contrastive_loss(q, d, **o), *tensors((4, 20), (4, 30), 64, dtypes))
+
+
+def softly() -> None:
+    mixes = [(t, t) for t in (*HALVES, torch.float32)] + [(torch.float16, torch.float32)]
+    for path in maxsim.paths.available():
+        if not path.startswith("sm"):
+            continue
+        with maxsim.paths.force(path):
+            shapes = [((2, 20), (3, 30)), ((3, 70), (3, 4, 100)), ((1, 20), (1, 30))]
+            for dtypes, (queries, documents), dim in itertools.product(mixes, shapes, (31, 128)):
+                for normalize in (False, True):
+                    q, d = tensors(queries, documents, dim, dtypes)
+                    learnt(lambda q, d, n=normalize: maxsim.soft_maxsim(q, d, tau=0.1, normalize=n), q, d)
+                    with torch.no_grad():
+                        maxsim.soft_maxsim(q, d)
+
+
+def compressed() -> None:
+    for path in maxsim.paths.available():
+        if not path.startswith("sm"):
+            continue
+        with maxsim.paths.force(path):
+            dtypes = (*HALVES, torch.float32)
+            kinds = list(itertools.product((1, 2, 4, 8), (128, 36), dtypes, [(1, 20), (5, 32)]))
+            kinds += itertools.product((4,), (128,), dtypes, [(2, 70), (9, 16)])
+            for nbits, dim, dtype, queries in kinds if path != "sm_fma" else kinds[:2]:
+                index = Index.random(nbits, dim, dtype, DEVICE, queries=queries)
+                for mode in ("", "_with_argmax"):
+                    getattr(maxsim.plaid, f"maxsim_residual{mode}")(index.queries, *index.padded)
+                    getattr(maxsim.plaid, f"maxsim_residual_varlen{mode}")(index.queries, *index.packed)
+            index.codes[0, 0], index.codes[1, 0] = -5, 2**40
+            maxsim.plaid.maxsim_residual(index.queries, *index.padded)
+            learnt(lambda q, index=index: maxsim.plaid.maxsim_residual(q, *index.padded), index.queries)
+            for width in (1, 7, 32, 50):
+                table = torch.randn(40, width, device=DEVICE)
+                maxsim.plaid.plaid_approx_score(table, index.codes.int(), index.lengths)
+
+
+FAMILIES: dict[str, Callable[[], None]] = {
+    f.__name__: f for f in (hopper, others, anywhere, quantised, learning, softly, compressed)
+}
