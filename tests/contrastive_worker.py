@@ -19,7 +19,7 @@ class Share:
 
     def __init__(self, number: int, rank: int) -> None:
         generator = torch.Generator().manual_seed(10 * number + rank)
-        queries, documents, length = [(3, 3, 6), (3, 3 + rank, 6 + 2 * rank), (2 + rank, 4, 5)][number]
+        queries, documents, length = [(3, 3, 6), (3, 3 + rank, 6 + 2 * rank), (2 + rank, 4 + rank, 5)][number]
         self.Q = torch.randn(queries, 4, 8, generator=generator)
         self.D = torch.randn(documents, length, 8, generator=generator)
         self.d_mask = torch.rand(documents, length, generator=generator) > 0.3 if number == 1 and rank == 1 else None

@@ -1,5 +1,5 @@
 """contrastive_loss with the documents of all ranks, against one process that has them all.
-Over gloo, and over NCCL where there are two GPUs."""
+Over gloo, and over NCCL where there are two GPUs or four."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from contrastive_worker import BATCHES, SHARED, Share, encoder, leaves_of
 from helpers import ROOT
 from torch.nn import functional
 
-RANKS = 2
-BACKENDS = ["gloo"] + (["nccl"] if torch.cuda.device_count() >= RANKS else [])
+GROUPS = [("gloo", 2)] + [("nccl", n) for n in (2, 4) if torch.cuda.device_count() >= n]
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=GROUPS, ids=str)
 def ranks(request, maxsim, tmp_path_factory) -> list[dict]:
     """What every rank computed."""
-    folder = tmp_path_factory.mktemp(request.param)
+    backend, count = request.param
+    folder = tmp_path_factory.mktemp(backend)
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     worker = [sys.executable, str(ROOT / "tests/contrastive_worker.py"), str(folder)]
-    processes = [subprocess.Popen([*worker, str(r), str(RANKS), request.param], env=environment) for r in range(RANKS)]
-    assert [process.wait(timeout=120) for process in processes] == [0] * RANKS
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    processes = [subprocess.Popen([*worker, str(r), str(count), backend], env=environment) for r in range(count)]
+    assert [process.wait(timeout=120) for process in processes] == [0] * count
+    return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("number", range(BATCHES))
 def test_equals_one_process_with_all_documents(maxsim, ranks, number, dtype):
     """Losses and gradients of every rank; a document's is the sum over the losses of all ranks."""
-    shares = [Share(number, rank) for rank in range(RANKS)]
+    shares = [Share(number, rank) for rank in range(len(ranks))]
     leaves = [leaves_of(share, "cpu", dtype) for share in shares]
     longest = max(share.D.shape[1] for share in shares)
     masks = [torch.ones(share.D.shape[:2]).bool() if share.d_mask is None else share.d_mask for share in shares]
@@ -46,7 +46,7 @@ def test_equals_one_process_with_all_documents(maxsim, ranks, number, dtype):
         first += len(own[1])
     gradients = torch.autograd.grad(sum(losses), [leaf for own in leaves for leaf in own])
     wanted = iter(gradients)
-    for rank in range(RANKS):
+    for rank in range(len(ranks)):
         want = [losses[rank].detach(), *(next(wanted) for _ in leaves[rank])]
         for max_bytes in (1, 1 << 30):
             got = ranks[rank][number, dtype, max_bytes]
@@ -57,7 +57,7 @@ def test_equals_one_process_with_all_documents(maxsim, ranks, number, dtype):
 
 
 def test_distributed_data_parallel_has_the_gradient_of_the_mean(maxsim, ranks):
-    shares = [Share(0, rank) for rank in range(RANKS)]
+    shares = [Share(0, rank) for rank in range(len(ranks))]
     model = encoder("cpu")
     Q, D = model(torch.cat([share.Q for share in shares])), model(torch.cat([share.D for share in shares]))
     maxsim.contrastive_loss(Q, D, **SHARED).backward()

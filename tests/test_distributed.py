@@ -1,4 +1,5 @@
-"""Several processes over gloo against one: the same bits on every rank, and the example that torchrun starts."""
+"""Several processes against one: the same bits on every rank, and the example that torchrun starts.
+Over gloo, and over NCCL where there are two GPUs or four."""
 
 from __future__ import annotations
 
@@ -12,23 +13,23 @@ from distributed_worker import SIZES, corpus, searches
 from helpers import ROOT
 
 ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-RANKS = 3
+GROUPS = [("gloo", 3)] + [("nccl", n) for n in (2, 4) if torch.cuda.device_count() >= n]
 
 
-@pytest.fixture(scope="module")
-def ranks(maxsim, tmp_path_factory) -> list[dict]:
+@pytest.fixture(scope="module", params=GROUPS, ids=str)
+def ranks(request, maxsim, tmp_path_factory) -> list[dict]:
     """What every rank found."""
-    folder = tmp_path_factory.mktemp("ranks")
+    folder, (backend, count) = tmp_path_factory.mktemp("ranks"), request.param
     command = [sys.executable, str(ROOT / "tests/distributed_worker.py"), str(folder)]
-    processes = [subprocess.Popen([*command, str(r), str(RANKS)], env=ENVIRONMENT) for r in range(RANKS)]
-    assert [process.wait(timeout=120) for process in processes] == [0] * RANKS
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    processes = [subprocess.Popen([*command, str(r), str(count), backend], env=ENVIRONMENT) for r in range(count)]
+    assert [process.wait(timeout=120) for process in processes] == [0] * count
+    return [{**torch.load(folder / f"{rank}.pt"), "backend": backend} for rank in range(count)]
 
 
 def test_every_rank_finds_what_one_process_finds(maxsim, ranks):
     for number in range(len(SIZES)):
-        *whole, _ = corpus(number)
-        want = searches(maxsim, maxsim.retrieve, *whole)
+        *whole, _ = corpus(number, len(ranks), "cuda" if ranks[0]["backend"] == "nccl" else "cpu")
+        want = [[x.cpu() for x in found] for found in searches(maxsim, maxsim.retrieve, *whole)]
         for rank in ranks:
             for known in (0, 1):
                 got = rank["results"][2 * number + known]
@@ -41,7 +42,7 @@ def test_every_rank_finds_what_one_process_finds(maxsim, ranks):
 def test_errors_name_the_argument(maxsim, ranks):
     for number, rank in enumerate(ranks):
         few, other = rank["errors"]
-        assert few == "sizes must be one number for each of 3 ranks; got 1"
+        assert few == f"sizes must be one number for each of {len(ranks)} ranks; got 1"
         assert other == f"sizes[{number}] must be {number}, the documents of rank {number}; got 99"
     with pytest.raises(RuntimeError, match="needs torch.distributed.init_process_group first"):
         maxsim.distributed.retrieve(torch.randn(1, 2, 4), torch.randn(3, 2, 4), 1)

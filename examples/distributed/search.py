@@ -1,5 +1,6 @@
 """A corpus shared out among processes, searched as one: torchrun --nproc-per-node 2 examples/distributed/search.py
-Each process keeps its documents on a GPU of its own, or in memory where there is none, and all get the same answer."""
+Each process keeps its documents on a GPU of its own, or all in memory where there are too few, and all get the same
+answer."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="search the whole corpus on one process too, and compare")
     options = parser.parse_args()
 
-    gpu = torch.cuda.is_available()
+    gpu = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     distributed.init_process_group("nccl" if gpu else "gloo")
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpu else torch.device("cpu")
