@@ -3,6 +3,7 @@ Over gloo, and over NCCL where there are two GPUs or four."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -72,3 +73,14 @@ def test_the_example(maxsim):
     assert process.returncode == 0, process.stderr
     first, second, third = process.stdout.splitlines()
     assert first.startswith("600 documents on 2 x") and third == "bit for bit what one process finds"
+
+
+def test_the_benchmark(maxsim, tmp_path):
+    output = tmp_path / "rows.json"
+    options = ["--device", "cpu", "--ranks", "1,2", "--scale", "0.001", "--output", str(output)]
+    command = [sys.executable, "benchmarks/gpu_distributed.py", *options]
+    process = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert process.returncode == 0, process.stderr
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["documents"] for row in rows] == [10, 10, 1000, 10, 20, 1000]
+    assert all(row["ms"] > 0 for row in rows) and all(row["speedup"] == 1 for row in rows if row["ranks"] == 1)
