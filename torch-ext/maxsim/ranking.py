@@ -6,11 +6,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import checks
+from . import _kernels, checks
+from ._ops import add_op_namespace_prefix
 
 _LOW = 0xFFFFFFFF  # ids live in the low half of a key
 # Scores that one selection looks at. A long row is shared out, or one thread block, or one thread, would have it alone.
 _GROUP, _CPU_GROUP = 1 << 10, 1 << 16
+_MOST_RANKED = 2048  # that the op keeps for a query
 
 
 class Ranking:
@@ -26,7 +28,10 @@ class Ranking:
 
     def add(self, scores: Tensor, first: int) -> None:
         """Scores ``[Nq, n]`` of documents ``first`` to ``first + n``."""
-        self.merge(_keys(scores, first, self.largest))
+        if scores.device.type in _kernels.RANK_DEVICES and self.k <= _MOST_RANKED and scores.shape[1]:
+            self.keys = _kernels.rank(self.keys, scores, first, self.k, self.largest)
+        else:
+            self.merge(_keys(scores, first, self.largest))
 
     def merge(self, keys: Tensor) -> None:
         """Keys of other rankings, ``[Nq, n]``."""
@@ -35,6 +40,8 @@ class Ranking:
 
     def result(self) -> tuple[Tensor, Tensor]:
         """float32 scores and int64 ids ``[Nq, k]``, best first."""
+        if self.keys.device.type in _kernels.RANK_DEVICES:
+            return _kernels.unrank(self.keys, self.largest)
         order = (self.keys >> 32).to(torch.int32)
         return _flip(order if self.largest else ~order).view(torch.float32), _LOW - (self.keys & _LOW)
 
@@ -89,3 +96,14 @@ def _greatest(keys: Tensor, k: int) -> Tensor:
         best = grouped.topk(k, sorted=False).values.flatten(1)
         keys = torch.cat([best, keys[:, groups * width :]], dim=1)
     return keys.topk(min(k, keys.shape[1])).values
+
+
+@torch.library.register_fake(add_op_namespace_prefix("rank"))
+def _(keys: Tensor | None, scores: Tensor, first: int, k: int, largest: bool) -> Tensor:
+    known = 0 if keys is None else keys.shape[1]
+    return scores.new_empty((scores.shape[0], min(k, known + scores.shape[1])), dtype=torch.int64)
+
+
+@torch.library.register_fake(add_op_namespace_prefix("unrank"))
+def _(keys: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
+    return keys.new_empty(keys.shape, dtype=torch.float32), keys.new_empty(keys.shape)
