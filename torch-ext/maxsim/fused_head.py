@@ -68,7 +68,7 @@ def maxsim_from_hidden(
     with torch.autocast(device, enabled=False):
         W, b = W.to(dtype), None if b is None else b.to(dtype)
         if kernels.takes(hidden, W):
-            scores = kernels.FromHidden.apply(Q, hidden, W, b, mask, normalize, _BYTES)
+            scores = kernels.score(Q, hidden, W, b, mask, normalize, _BYTES)
         else:
             scores = _FromHidden.apply(Q, hidden, W, b, mask, normalize)
     return scores.squeeze(-1) if H_d.dim() == 2 else scores

@@ -13,7 +13,7 @@ _SM90 = 18  # the one path that has them
 _MOST_FEATURES = 128
 # Winners of a document up to which a matrix of which of them are the same token costs next to nothing, and tokens from
 # which on it pays to pass over all others: below, launching a dozen kernels more takes longer.
-_FEW_WINNERS, _MANY_TOKENS = 256, 1 << 19
+_FEW_WINNERS, _MANY_TOKENS = 256, 1 << 18
 
 
 def takes(hidden: Tensor, W: Tensor) -> bool:
@@ -38,50 +38,62 @@ def parts(hidden: Tensor, bytes_each: int, budget: int) -> list[slice]:
     return [slice(first, first + step) for first in range(0, max(1, hidden.shape[0]), step)]
 
 
-class FromHidden(torch.autograd.Function):
-    """Scores ``[*, Nq, Nd]`` of ``Q`` against the normalised projections of ``hidden [Nd, Ld, d_model]``.
+def score(
+    Q: Tensor, hidden: Tensor, W: Tensor, b: Tensor | None, mask: Tensor | None, normalize: bool, budget: int
+) -> Tensor:
+    """Scores ``[*, Nd]`` of ``Q`` against the normalised projections of ``hidden [Nd, Ld, d_model]``.
 
     ``budget`` bounds the bytes of what is held for one part of the documents and not returned.
     """
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (Q, hidden, W, b)):
+        return _FromHidden.apply(Q, hidden, W, b, mask, normalize, budget)
+    return _forward(Q, hidden, W, b, mask, normalize, False, budget)[0].view(*Q.shape[:-2], hidden.shape[0])
 
+
+def _forward(
+    Q: Tensor,
+    hidden: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    mask: Tensor | None,
+    normalize: bool,
+    with_argmax: bool,
+    budget: int,
+) -> tuple[Tensor, Tensor]:
+    """Scores ``[Nq, Nd]``, and the argmax ``[Nq, Nd, Lq]`` or ``[0]``."""
+    options = (normalize, with_argmax, budget)
+    queries = Q if Q.dim() == 3 else Q.unsqueeze(0)
+    if hidden.dtype == W.dtype:
+        return _kernels.hidden_forward(queries, hidden, W, b, mask, *options)
+    found = [
+        _kernels.hidden_forward(queries, hidden[part].to(W.dtype), W, b, None if mask is None else mask[part], *options)
+        for part in _converted(hidden, W, budget)
+    ]
+    return tuple(torch.cat(x, dim=1) if x[0].dim() > 1 else x[0] for x in zip(*found))
+
+
+class _FromHidden(torch.autograd.Function):
     @staticmethod
     def forward(ctx, Q, hidden, W, b, mask, normalize, budget):
-        needs = any(ctx.needs_input_grad)
-        queries = Q if Q.dim() == 3 else Q.unsqueeze(0)
-        found = [
-            _kernels.hidden_forward(
-                queries,
-                hidden[part].to(W.dtype),
-                W,
-                b,
-                None if mask is None else mask[part],
-                normalize,
-                needs,
-                budget,
-            )
-            for part in _converted(hidden, W, budget)
-        ]
-        scores, argmax = found[0] if len(found) == 1 else [torch.cat(x, dim=1) for x in zip(*found)]
-        if needs:
-            ctx.save_for_backward(Q, hidden, W, b, argmax)
-            ctx.normalize, ctx.budget = normalize, budget
-        return scores if Q.dim() == 3 else scores.squeeze(0)
+        scores, argmax = _forward(Q, hidden, W, b, mask, normalize, True, budget)
+        ctx.save_for_backward(Q, hidden, W, b, argmax)
+        ctx.normalize, ctx.budget = normalize, budget
+        return scores.view(*Q.shape[:-2], hidden.shape[0])
 
     @staticmethod
     def backward(ctx, grad_scores):
         Q, hidden, W, b, argmax = ctx.saved_tensors
-        queries = Q if Q.dim() == 3 else Q.unsqueeze(0)
-        gradients = _Gradients(queries, hidden, W, b, ctx.needs_input_grad)
-        if argmax.numel() and hidden.numel():
+        documents, length = hidden.shape[:2]
+        winners = argmax.shape[0] * argmax.shape[2]
+        few = winners <= _FEW_WINNERS and 2 * winners <= length and documents * length >= _MANY_TOKENS
+        nothing = not (argmax.numel() and hidden.numel())
+        gradients = _Gradients(Q, hidden, W, b, ctx.needs_input_grad, zeroed=few or nothing)
+        if not nothing:
             grad_scores = grad_scores.reshape(argmax.shape[:2])
-            winners = argmax.shape[0] * argmax.shape[2]
-            many = hidden.shape[0] * hidden.shape[1] >= _MANY_TOKENS
-            few = many and winners <= _FEW_WINNERS and 2 * winners <= hidden.shape[1]
             step = _from_winners if few else _from_documents
             # What a part holds: its winners' hidden states, or its documents' projections.
-            held = winners * W.shape[1] if few else hidden.shape[1] * W.shape[0]
-            size = held * W.element_size()
-            pieces = parts(hidden, size, budget=2 * ctx.budget) if few else _converted(hidden, W, ctx.budget, size)
+            held = (winners * W.shape[1] if few else length * W.shape[0]) * W.element_size()
+            pieces = parts(hidden, held, 2 * ctx.budget) if few else _converted(hidden, W, ctx.budget, held)
             for part in pieces:
                 step(gradients, part, grad_scores[:, part], argmax[:, part], ctx.normalize)
         return (*gradients.result(Q), None, None, None)
@@ -97,33 +109,45 @@ def _converted(hidden: Tensor, W: Tensor, budget: int, bytes_each: int = 0) -> l
 class _Gradients:
     """What is needed of the four gradients. Those that documents add to are summed in float32."""
 
-    def __init__(self, queries: Tensor, hidden: Tensor, W: Tensor, b: Tensor | None, needed: tuple) -> None:
-        self.queries, self.hidden, self.W, self.b = queries, hidden, W, b
+    def __init__(
+        self, Q: Tensor, hidden: Tensor, W: Tensor, b: Tensor | None, needed: tuple[bool, ...], zeroed: bool
+    ) -> None:
+        self.queries, self.hidden, self.W, self.b = Q if Q.dim() == 3 else Q.unsqueeze(0), hidden, W, b
         self.need_queries, self.need_hidden, self.need_weight, self.need_bias = needed[:4]
-        sums = ((queries, self.need_queries), (W, self.need_weight), (b, self.need_bias))
-        self.of_queries, self.of_weight, self.of_bias = (
-            torch.zeros_like(like, dtype=torch.float32) if need else None for like, need in sums
-        )
-        self.of_hidden = torch.zeros_like(hidden) if self.need_hidden else None
+        self.need_rows = self.need_hidden or self.need_weight or self.need_bias
+        self.sums: dict[str, Tensor] = {}
+        new = torch.zeros_like if zeroed else torch.empty_like
+        self.of_hidden = new(hidden) if self.need_hidden else None
 
-    def add(self, rows: Tensor, hidden: Tensor) -> None:
+    def add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums[name].float() + value if name in self.sums else value
+
+    def add_rows(self, rows: Tensor, hidden: Tensor) -> None:
         """Gradients ``[n, d_out]`` of unnormalised projections of ``hidden [n, d_model]``."""
         if self.need_weight:
-            self.of_weight += torch.mm(rows.t(), hidden, out_dtype=torch.float32)
+            self.add("weight", torch.mm(rows.t(), hidden, out_dtype=torch.float32))
         if self.need_bias:
-            self.of_bias += rows.sum(0, dtype=torch.float32)
+            self.add("bias", rows.sum(0, dtype=torch.float32))
 
     def result(self, Q: Tensor) -> tuple[Tensor | None, ...]:
-        sums = ((self.of_queries, Q), (self.of_weight, self.W), (self.of_bias, self.b))
-        of_queries, of_weight, of_bias = (x if x is None else x.to(like.dtype).view_as(like) for x, like in sums)
-        return of_queries, self.of_hidden, of_weight, of_bias
+        def total(name: str, like: Tensor | None, needed: bool) -> Tensor | None:
+            if not needed:
+                return None
+            return self.sums[name].to(like.dtype).view_as(like) if name in self.sums else torch.zeros_like(like)
+
+        of_queries = total("queries", Q, self.need_queries)
+        return (
+            of_queries,
+            self.of_hidden,
+            total("weight", self.W, self.need_weight),
+            total("bias", self.b, self.need_bias),
+        )
 
 
 def _from_documents(to: _Gradients, part: slice, grad_scores: Tensor, argmax: Tensor, normalize: bool) -> None:
     """Every token of the part is projected again, and has a gradient."""
     hidden = to.hidden[part].to(to.W.dtype)
     projected, factors = _kernels.hidden_project(hidden, to.W, to.b, normalize)
-    need_projected = to.need_hidden or to.need_weight or to.need_bias
     of_queries, rows = _kernels.backward(
         grad_scores,
         argmax,
@@ -132,13 +156,13 @@ def _from_documents(to: _Gradients, part: slice, grad_scores: Tensor, argmax: Te
         *(None,) * 8,
         False,
         to.need_queries,
-        need_projected,
+        to.need_rows,
         0,
         paths.forced,
     )
     if to.need_queries:
-        to.of_queries += of_queries
-    if not need_projected:
+        to.add("queries", of_queries)
+    if not to.need_rows:
         return
     if normalize:
         rows = _kernels.hidden_chain(rows, projected, factors)
@@ -149,7 +173,7 @@ def _from_documents(to: _Gradients, part: slice, grad_scores: Tensor, argmax: Te
             torch.mm(rows, to.W, out=own)
         else:
             own.copy_(rows @ to.W)
-    to.add(rows, hidden.flatten(0, 1))
+    to.add_rows(rows, hidden.flatten(0, 1))
 
 
 def _from_winners(to: _Gradients, part: slice, grad_scores: Tensor, argmax: Tensor, normalize: bool) -> None:
@@ -163,8 +187,8 @@ def _from_winners(to: _Gradients, part: slice, grad_scores: Tensor, argmax: Tens
     projected, factors = _kernels.hidden_project(won.unsqueeze(0), to.W, to.b, normalize)
     weight = (argmax >= 0).mul(grad_scores.t().unsqueeze(-1)).unsqueeze(-1)
     if to.need_queries:
-        to.of_queries += (weight * projected.view(*argmax.shape, d_out)).sum(0)
-    if not (to.need_hidden or to.need_weight or to.need_bias):
+        to.add("queries", (weight * projected.view(*argmax.shape, d_out)).sum(0))
+    if not to.need_rows:
         return
     own = (weight * to.queries).to(to.W.dtype).reshape(1, -1, d_out)
     if normalize:
@@ -175,7 +199,7 @@ def _from_winners(to: _Gradients, part: slice, grad_scores: Tensor, argmax: Tens
         same = (tokens.unsqueeze(1) == tokens.unsqueeze(2)).to(own.dtype)
         total = torch.bmm(same, own).flatten(0, 1) @ to.W
         to.of_hidden[part].view(-1, d_model).index_copy_(0, rows, total.to(to.of_hidden.dtype))
-    to.add(own.flatten(0, 1), won)
+    to.add_rows(own.flatten(0, 1), won)
 
 
 @torch.library.register_fake(add_op_namespace_prefix("hidden_forward"))
