@@ -14,6 +14,7 @@ from kernels._rust import Metadata
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
+import sass  # noqa: E402
 import toolchain  # noqa: E402
 from project import BuildError  # noqa: E402
 
@@ -26,16 +27,54 @@ def cuda() -> toolchain.Cuda:
         pytest.skip(str(missing))
 
 
-def test_the_variant_builds_for_ampere_and_hopper(cuda: toolchain.Cuda) -> None:
+@pytest.fixture(scope="module")
+def module(cuda: toolchain.Cuda) -> Path:
     output = ROOT / ".build" / "cuda-check"
     command = ("tools/build.py", "--backend", "cuda", "--archs", "8.0,9.0a", "--output", str(output))
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (variant,) = output.iterdir()
-    metadata = Metadata.read_from_file(variant / "metadata.json")
+    (found,) = output.glob("*/_maxsim_cuda_*.abi3.so")
+    return found
+
+
+def test_the_variant_builds_for_ampere_and_hopper(module: Path) -> None:
+    metadata = Metadata.read_from_file(module.parent / "metadata.json")
     assert {"8.0", "9.0a"} <= set(metadata.backend.archs)
-    (module,) = variant.glob("_maxsim_cuda_*.abi3.so")
     assert module.stat().st_size < 32 << 20
+
+
+@pytest.fixture(scope="module")
+def machine_code(module: Path, tmp_path_factory: pytest.TempPathFactory) -> list[sass.Kernel]:
+    if not (sass.tool("cuobjdump") and sass.tool("nvdisasm")):
+        pytest.skip("no disassembler: pip install -r requirements/test.txt")
+    return sass.kernels_of(module, tmp_path_factory.mktemp("cubins"))
+
+
+# Kernels by the start of their names, the architecture, how many there are, and what each must have one of.
+INSTRUCTIONS = [
+    ("sm90_", "sm_90a", 100, {"HGMMA", "QGMMA", "IGMMA"}),
+    ("mma_", "sm_80", 30, {"HMMA"}),
+    ("residual_", "sm_80", 30, {"HMMA"}),
+]
+
+
+@pytest.mark.parametrize(("start", "arch", "count", "wanted"), INSTRUCTIONS, ids=[row[0] for row in INSTRUCTIONS])
+def test_machine_code_uses_tensor_cores(
+    machine_code: list[sass.Kernel], start: str, arch: str, count: int, wanted: set[str]
+) -> None:
+    named = [k for k in machine_code if k.arch == arch and re.search(rf"\d{start}", k.name)]
+    assert len(named) >= count
+    assert [k.name for k in named if not k.products() & wanted] == []
+
+
+def test_products_do_not_wait_for_local_memory(machine_code: list[sass.Kernel]) -> None:
+    """What registers had no room for is next to nothing of the loops around products, least where there is no more to
+    do than to multiply and take the maximum."""
+    shares = {(k.arch, k.name): k.local_share() for k in machine_code if k.products()}
+    assert len(shares) >= 150
+    plain = {key: share for key, share in shares.items() if re.search(r"Lb0ELNS0_7ColumnsE0|\dmma_", key[1])}
+    assert {key: share for key, share in plain.items() if share > 0.02} == {}
+    assert {key: share for key, share in shares.items() if share > 0.05} == {}
 
 
 @pytest.mark.parametrize(
