@@ -159,6 +159,30 @@ def compressed() -> None:
                 maxsim.plaid.plaid_approx_score(table, index.codes.int(), index.lengths)
 
 
+def hidden() -> None:
+    if "sm90" not in maxsim.paths.available():
+        return
+    shapes = [((2, 32), (5, 77)), ((1, 129), (9, 257)), ((9, 32), (20, 130))]  # kept whole, by one token not, in parts
+    for dtype, (queries, documents), dim in itertools.product(HALVES, shapes, (64, 128)):
+        Q, H = tensors(queries, documents, dim, (dtype, dtype))[0], torch.randn(*documents, 200, device=DEVICE)
+        W, b = torch.randn(dim, 200, device=DEVICE).to(dtype), torch.randn(dim, device=DEVICE).to(dtype)
+        mask = torch.rand(documents, device=DEVICE) > 0.3
+        for normalize, kept in itertools.product((False, True), (None, mask)):
+            inputs = (Q, H.to(dtype), W, b)
+            maxsim.fused_head.maxsim_from_hidden(*inputs, kept, normalize)
+            learnt(lambda *x, m=kept, n=normalize: maxsim.fused_head.maxsim_from_hidden(*x, m, n), *inputs)
+
+
+def searching() -> None:
+    Q, D = tensors((3, 8), (9000, 4), 16, [torch.bfloat16] * 2)
+    for k, largest in itertools.product((1, 10, 100, 2500), (True, False)):
+        maxsim.retrieve(Q, D, k, chunk=4100, largest=largest)
+    for k in (100, 2048):  # so many scores that what slices keep is sliced again
+        best = sys.modules[f"{maxsim.__name__}.ranking"].Ranking(k)
+        best.add(torch.randn(2, 150_000, device=DEVICE), 7)
+        best.result()
+
+
 FAMILIES: dict[str, Callable[[], None]] = {
-    f.__name__: f for f in (hopper, others, anywhere, quantised, learning, softly, compressed)
+    f.__name__: f for f in (hopper, others, anywhere, quantised, learning, softly, compressed, hidden, searching)
 }
