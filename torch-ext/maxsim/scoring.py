@@ -40,8 +40,8 @@ def maxsim(
         q_mask, d_mask: True, or non-zero, keeps a token. They broadcast to the token shape of their side, and the
             kept tokens may have any pattern. A masked query token adds nothing; a masked document token cannot win.
         normalize: score unit vectors ``x / max(|x|, 1e-12)``; gradients go through the norm.
-        backward: None or ``"auto"`` lets the shapes choose; ``"unified"`` is the fast gradient, ``"lowmem"`` the
-            bitwise reproducible one, which ``torch.use_deterministic_algorithms`` always gets.
+        backward: None, ``"auto"``, ``"unified"`` or ``"lowmem"`` (LIK). ``"lowmem"`` promises bitwise reproducible
+            gradients, which ``torch.use_deterministic_algorithms`` always gets; today all of them are the same.
         empty_score: the score of a document without a kept token, whatever the query. Its gradient is zero.
 
     Returns:
