@@ -11,14 +11,15 @@ from pathlib import Path
 import cpu_table
 import fidelity_table
 import gpu_table
+import integrations_table
 import plot
 import train_table
 from results import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-CPU_RESULTS, GPU_RESULTS, LADDER_RESULTS, TRAIN_RESULTS, FIDELITY_RESULTS = (
-    RESULTS / f"{name}.json" for name in ("cpu", "h200", "ladder", "train_example", "fidelity")
+CPU_RESULTS, GPU_RESULTS, LADDER_RESULTS, TRAIN_RESULTS, FIDELITY_RESULTS, INTEGRATION_RESULTS = (
+    RESULTS / f"{name}.json" for name in ("cpu", "h200", "ladder", "train_example", "fidelity", "integrations")
 )
 
 # Document, name of the markers in it, results, what makes the text between the markers, and pictures below it.
@@ -27,6 +28,7 @@ TABLES: list[tuple[Path, str, Path, Callable[[Row], str], list[str]]] = [
     (ROOT / "docs" / "benchmarks.md", "cpu-rows", CPU_RESULTS, cpu_table.every_row, []),
     (ROOT / "README.md", "h200-summary", GPU_RESULTS, gpu_table.summary, []),
     (ROOT / "docs" / "benchmarks.md", "h200-rows", GPU_RESULTS, gpu_table.every_row, ["h200-forward", "h200-train"]),
+    (ROOT / "docs" / "benchmarks.md", "integrations", INTEGRATION_RESULTS, integrations_table.every_section, []),
     (ROOT / "docs" / "tasks" / "train.md", "train-example", TRAIN_RESULTS, train_table.training, []),
     (ROOT / "docs" / "ladder.md", "ladder", LADDER_RESULTS, gpu_table.ladder, ["ladder"]),
     (ROOT / "docs" / "quantised.md", "fidelity", FIDELITY_RESULTS, fidelity_table.every_row, ["fidelity"]),
