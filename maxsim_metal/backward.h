@@ -5,6 +5,7 @@
 #include <metal_stdlib>
 
 #include "device.h"
+#include "pairs.h"
 #include "params.h"
 
 namespace maxsim {
@@ -27,44 +28,6 @@ struct Saved {
   device const float* query_norms;   // 1 / norm of every token row, when normalising
   device const float* document_norms;
 };
-
-inline int64_t lower_bound(device const int64_t* sorted, int64_t count, int64_t value) {
-  int64_t low = 0, high = count;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (sorted[middle] < value)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
-}
-
-// The pairs of one segment, as positions in the order that `nth_pair` follows.
-struct PairRange {
-  int64_t from;
-  int64_t to;
-};
-
-inline PairRange pairs_of(constant ProblemParams& problem, Saved saved, bool of_query, int64_t segment) {
-  PairRange range = {0, 1};
-  if (problem.meeting == Meeting::cross) {
-    range.to = of_query ? problem.documents.count : problem.queries.count;
-  } else if (problem.meeting == Meeting::slab) {
-    if (of_query) range.to = problem.documents.inner;
-  } else {
-    range.from = lower_bound(saved.sorted_ids, problem.pairs, segment);
-    range.to = lower_bound(saved.sorted_ids, problem.pairs, segment + 1);
-  }
-  return range;
-}
-
-inline int64_t nth_pair(constant ProblemParams& problem, Saved saved, bool of_query, int64_t segment, int64_t n) {
-  if (problem.meeting == Meeting::cross)
-    return of_query ? segment * problem.documents.count + n : n * problem.documents.count + segment;
-  if (problem.meeting == Meeting::slab) return of_query ? segment * problem.documents.inner + n : segment;
-  return saved.pair_order[n];
-}
 
 // One query token's contribution to a gradient row: `factor` times the other side's row at element `row`.
 struct Contribution {
@@ -93,11 +56,6 @@ inline Contribution contribution_of(constant ProblemParams& problem, Saved saved
   return result;
 }
 
-// Chain rule through x / max(|x|, eps): inverse * (sum - x * inverse^2 * <x, sum>); below eps only the scale is left.
-inline float through_norm(float sum, float x, float inverse, float dot) {
-  return inverse * (sum - x * (inverse < 1.0f / kNormEps ? dot * inverse * inverse : 0.0f));
-}
-
 inline int64_t shuffle(int64_t value, ushort lane) {
   const uint low = simd_shuffle(uint(value), lane), high = simd_shuffle(uint(value >> 32), lane);
   return int64_t(ulong(high) << 32 | low);
@@ -111,7 +69,7 @@ inline void query_gradient(constant ProblemParams& problem, Saved saved, device 
   constant SideParams& own = problem.queries;
   const Span span = span_of(own, saved.query_extents, segment);
   if (!span.valid || token >= span.length) return;
-  const PairRange range = pairs_of(problem, saved, true, segment);
+  const PairRange range = pairs_of(problem, saved.sorted_ids, true, segment);
   const int64_t begin = span.begin + token * own.token_stride;
   const float inverse = problem.normalize ? saved.query_norms[span.first_row + token] : 1.0f;
   float dot = 0.0f;
@@ -123,7 +81,7 @@ inline void query_gradient(constant ProblemParams& problem, Saved saved, device 
       for (int64_t n0 = range.from; n0 < range.to; n0 += 32) {
         Contribution mine = {0, 0.0f, false};
         if (n0 + lane < range.to) {
-          const int64_t pair = nth_pair(problem, saved, true, segment, n0 + lane);
+          const int64_t pair = nth_pair(problem, saved.pair_order, true, segment, n0 + lane);
           mine = contribution_of(problem, saved, true, pair, token, saved.argmax[pair * problem.argmax_width + token]);
         }
         const int count = int(min(int64_t(32), range.to - n0));
@@ -199,7 +157,7 @@ inline uint add_contributions(constant ProblemParams& problem, Saved saved, Slic
     int64_t token = 0;
     if (first + index < entries) {
       const int64_t n = quotient(first + index, width), slot = first + index - n * width;
-      const int64_t pair = nth_pair(problem, saved, false, segment, range.from + n);
+      const int64_t pair = nth_pair(problem, saved.pair_order, false, segment, range.from + n);
       const int64_t winner = saved.argmax[pair * width + slot];
       token = winner - first_token;
       if (token >= 0 && token < length) mine = contribution_of(problem, saved, false, pair, slot, winner);
@@ -237,7 +195,7 @@ inline uint add_contributions(constant ProblemParams& problem, Saved saved, Slic
 inline void document_gradient(constant ProblemParams& problem, Saved saved, device uchar* gradient, Slice slice,
                               int64_t segment, Span span, int64_t first_token, uint index, uint lane, uint simdgroup) {
   constant SideParams& own = problem.documents;
-  const PairRange range = pairs_of(problem, saved, false, segment);
+  const PairRange range = pairs_of(problem, saved.sorted_ids, false, segment);
   const int length = int(min(int64_t(kGradientTokens), span.length - first_token));
   if (lane == 0)
     for (int t = 0; t < kGradientTokens; ++t) slice.dots[t * kSimdgroups + simdgroup] = 0.0f;

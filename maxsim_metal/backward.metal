@@ -7,13 +7,14 @@ using namespace metal;
 using namespace maxsim::metal_backend;
 
 // 1 / max(norm, eps) of every token row of one side: one simdgroup a row.
-[[kernel]] void maxsim_norms(constant NormParams& params [[buffer(0)]],
-                             device const uchar* tokens [[buffer(1)]],
-                             device float* norms [[buffer(13)]],
-                             uint3 group [[threadgroup_position_in_grid]],
-                             uint3 groups [[threadgroups_per_grid]],
-                             uint lane [[thread_index_in_simdgroup]],
-                             uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+[[kernel, max_total_threads_per_threadgroup(kThreads)]]
+void maxsim_norms(constant NormParams& params [[buffer(0)]],
+                  device const uchar* tokens [[buffer(1)]],
+                  device float* norms [[buffer(13)]],
+                  uint3 group [[threadgroup_position_in_grid]],
+                  uint3 groups [[threadgroups_per_grid]],
+                  uint lane [[thread_index_in_simdgroup]],
+                  uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   constant SideParams& side = params.side;
   for (int64_t row = int64_t(group.x) * kSimdgroups + simdgroup; row < params.rows; row += groups.x * kSimdgroups) {
     int64_t begin = row * side.token_stride;
@@ -32,24 +33,25 @@ using namespace maxsim::metal_backend;
   }
 }
 
-[[kernel]] void maxsim_backward_queries(constant BackwardParams& params [[buffer(0)]],
-                                        device const uchar* queries [[buffer(1)]],
-                                        device const uchar* documents [[buffer(2)]],
-                                        device const uchar* query_extents [[buffer(3)]],
-                                        device const uchar* document_extents [[buffer(4)]],
-                                        device const uchar* query_ids [[buffer(7)]],
-                                        device const uchar* document_ids [[buffer(8)]],
-                                        device const float* grad_scores [[buffer(9)]],
-                                        device const int32_t* argmax [[buffer(10)]],
-                                        device const int64_t* sorted_ids [[buffer(11)]],
-                                        device const int64_t* pair_order [[buffer(12)]],
-                                        device const float* query_norms [[buffer(13)]],
-                                        device const float* document_norms [[buffer(14)]],
-                                        device uchar* gradient [[buffer(15)]],
-                                        uint3 group [[threadgroup_position_in_grid]],
-                                        uint3 groups [[threadgroups_per_grid]],
-                                        uint lane [[thread_index_in_simdgroup]],
-                                        uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+[[kernel, max_total_threads_per_threadgroup(kThreads)]]
+void maxsim_backward_queries(constant BackwardParams& params [[buffer(0)]],
+                             device const uchar* queries [[buffer(1)]],
+                             device const uchar* documents [[buffer(2)]],
+                             device const uchar* query_extents [[buffer(3)]],
+                             device const uchar* document_extents [[buffer(4)]],
+                             device const uchar* query_ids [[buffer(7)]],
+                             device const uchar* document_ids [[buffer(8)]],
+                             device const float* grad_scores [[buffer(9)]],
+                             device const int32_t* argmax [[buffer(10)]],
+                             device const int64_t* sorted_ids [[buffer(11)]],
+                             device const int64_t* pair_order [[buffer(12)]],
+                             device const float* query_norms [[buffer(13)]],
+                             device const float* document_norms [[buffer(14)]],
+                             device uchar* gradient [[buffer(15)]],
+                             uint3 group [[threadgroup_position_in_grid]],
+                             uint3 groups [[threadgroups_per_grid]],
+                             uint lane [[thread_index_in_simdgroup]],
+                             uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   const Saved saved = {queries,     documents, query_extents, document_extents, query_ids,   document_ids,
                        grad_scores, argmax,    sorted_ids,    pair_order,       query_norms, document_norms};
   const int64_t width = params.problem.argmax_width;
@@ -59,26 +61,27 @@ using namespace maxsim::metal_backend;
   }
 }
 
-[[kernel]] void maxsim_backward_documents(constant BackwardParams& params [[buffer(0)]],
-                                          device const uchar* queries [[buffer(1)]],
-                                          device const uchar* documents [[buffer(2)]],
-                                          device const uchar* query_extents [[buffer(3)]],
-                                          device const uchar* document_extents [[buffer(4)]],
-                                          device const uchar* query_ids [[buffer(7)]],
-                                          device const uchar* document_ids [[buffer(8)]],
-                                          device const float* grad_scores [[buffer(9)]],
-                                          device const int32_t* argmax [[buffer(10)]],
-                                          device const int64_t* sorted_ids [[buffer(11)]],
-                                          device const int64_t* pair_order [[buffer(12)]],
-                                          device const float* query_norms [[buffer(13)]],
-                                          device const float* document_norms [[buffer(14)]],
-                                          device uchar* gradient [[buffer(15)]],
-                                          threadgroup uchar* memory [[threadgroup(0)]],
-                                          uint3 group [[threadgroup_position_in_grid]],
-                                          uint3 groups [[threadgroups_per_grid]],
-                                          uint index [[thread_index_in_threadgroup]],
-                                          uint lane [[thread_index_in_simdgroup]],
-                                          uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+[[kernel, max_total_threads_per_threadgroup(kThreads)]]
+void maxsim_backward_documents(constant BackwardParams& params [[buffer(0)]],
+                               device const uchar* queries [[buffer(1)]],
+                               device const uchar* documents [[buffer(2)]],
+                               device const uchar* query_extents [[buffer(3)]],
+                               device const uchar* document_extents [[buffer(4)]],
+                               device const uchar* query_ids [[buffer(7)]],
+                               device const uchar* document_ids [[buffer(8)]],
+                               device const float* grad_scores [[buffer(9)]],
+                               device const int32_t* argmax [[buffer(10)]],
+                               device const int64_t* sorted_ids [[buffer(11)]],
+                               device const int64_t* pair_order [[buffer(12)]],
+                               device const float* query_norms [[buffer(13)]],
+                               device const float* document_norms [[buffer(14)]],
+                               device uchar* gradient [[buffer(15)]],
+                               threadgroup uchar* memory [[threadgroup(0)]],
+                               uint3 group [[threadgroup_position_in_grid]],
+                               uint3 groups [[threadgroups_per_grid]],
+                               uint index [[thread_index_in_threadgroup]],
+                               uint lane [[thread_index_in_simdgroup]],
+                               uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   const Saved saved = {queries,     documents, query_extents, document_extents, query_ids,   document_ids,
                        grad_scores, argmax,    sorted_ids,    pair_order,       query_norms, document_norms};
   const Slice slice = slice_in(memory);

@@ -98,6 +98,68 @@ inline float load_element(device const uchar* data, Element element, int64_t ind
   }
 }
 
+// An eight-bit float (OCP OFP8) bit by bit, so that subnormals and infinities do not depend on the hardware's ways.
+inline float decode_e4m3(uint byte) {
+  const uint exponent = byte >> 3 & 15, mantissa = byte & 7;
+  float value = float(mantissa) * 0.001953125f;
+  if (exponent) value = as_type<float>((exponent + 120) << 23 | mantissa << 20);
+  if ((byte & 127) == 127) value = NAN;
+  return byte >> 7 ? -value : value;
+}
+
+inline float decode_e5m2(uint byte) {
+  const uint exponent = byte >> 2 & 31, mantissa = byte & 3;
+  float value = float(mantissa) * 0.0000152587890625f;
+  if (exponent) value = as_type<float>((exponent + 112) << 23 | mantissa << 21);
+  if (exponent == 31) value = mantissa ? NAN : INFINITY;
+  return byte >> 7 ? -value : value;
+}
+
+inline float decode_byte(Element element, uchar byte) {
+  switch (element) {
+    case Element::e4m3:
+      return decode_e4m3(byte);
+    case Element::e5m2:
+      return decode_e5m2(byte);
+    case Element::s8:
+      return float(int8_t(byte));
+    default:
+      return float(byte);
+  }
+}
+
+// Feature k of the row that begins at `row_begin`, of tokens that may be stored in a byte or a bit a feature.
+inline float load_stored(device const uchar* data, constant SideParams& side, int64_t row_begin, int64_t k) {
+  const bool bits = side.element == Element::bit;
+  const int64_t index = row_begin + (bits ? k >> 3 : k) * side.feature_stride;
+  if (bits) return data[index] >> (k & 7) & 1 ? 1.0f : -1.0f;
+  if (int32_t(side.element) < int32_t(Element::e4m3)) return load_element(data, side.element, index);
+  return decode_byte(side.element, data[index]);
+}
+
+// What a token's values are multiplied by, or what is added to them.
+inline float load_factor(device const float* data, constant FactorParams& factor, constant SideParams& side,
+                         int64_t segment, int64_t first_row, int64_t token) {
+  if (side.packed) return data[quotient(first_row + token, factor.block) * factor.block_stride];
+  const int64_t outer = quotient(segment, side.inner), inner = segment - outer * side.inner;
+  return data[outer * factor.outer_stride + inner * factor.inner_stride +
+              quotient(token, factor.block) * factor.block_stride];
+}
+
+// The number of a row's centroid, of any integer type.
+inline int64_t load_code(device const uchar* codes, int32_t bytes, int32_t is_signed, int64_t row) {
+  switch (bytes) {
+    case 1:
+      return is_signed ? int64_t(((device const int8_t*)codes)[row]) : int64_t(codes[row]);
+    case 2:
+      return is_signed ? int64_t(((device const int16_t*)codes)[row]) : int64_t(((device const uint16_t*)codes)[row]);
+    case 4:
+      return ((device const int32_t*)codes)[row];
+    default:
+      return ((device const int64_t*)codes)[row];
+  }
+}
+
 inline void store_element(device uchar* data, Element element, int64_t index, float value) {
   switch (element) {
     case Element::f32:

@@ -1,5 +1,5 @@
-// The forward: tiles of query rows and document tokens through simdgroup matrices, the max taken from the
-// accumulators. No similarity leaves the threadgroup, and a document is read once for all query rows of a pass.
+// The forward: every document meets the query rows of a pass, and each row keeps what its similarities come to. No
+// similarity leaves the threadgroup, and a document is read once for all query rows of a pass.
 #pragma once
 
 #include <metal_simdgroup_matrix>
@@ -7,224 +7,98 @@
 
 #include "device.h"
 #include "params.h"
+#include "tile.h"
 
 namespace maxsim {
 namespace metal_backend {
 
 using namespace metal;
 
-// The tensors of a call, as the kernel's arguments bring them.
-struct Tensors {
-  device const uchar* queries;
-  device const uchar* documents;
-  device const uchar* query_extents;
-  device const uchar* document_extents;
-  device const uchar* query_mask;
-  device const uchar* document_mask;
-  device const uchar* query_ids;
-  device const uchar* document_ids;
-  device const uchar* codes;   // of residual documents
-  device const uchar* table;   // centroids of residual documents, scales of bytes
-  device const uchar* second;  // bucket weights of residual documents, minima of bytes
+// What a query token makes of a document: its greatest similarity, and the token that has it.
+struct Hard {
+  typedef Best State;
+  typedef int32_t Second;  // of a state's two words
+  typedef int32_t Saved;   // the argmax
+  static constexpr constant bool kScalesQueriesFirst = false;
+
+  static inline State none() { return {-INFINITY, -1}; }
+  static inline State make(float first, Second second) { return {first, second}; }
+  static inline float first(State state) { return state.value; }
+  static inline Second second(State state) { return state.index; }
+  static inline void take(thread State& state, float value, int32_t token, float) {
+    const Best candidate = {value, token};
+    if (beats(candidate, state)) state = candidate;
+  }
+  static inline void merge(thread State& state, State other, float) {
+    if (beats(other, state)) state = other;
+  }
+  static inline float value(State state, float scale, float) { return state.value * scale; }
+  static inline Saved saved(State state, float) { return state.index; }
+  static inline Saved nothing() { return -1; }
 };
 
-// A query that meets the document at hand: where its rows are, and the score it writes. Pair -1 beyond the last query.
-struct Slot {
-  int64_t pair;
-  int64_t begin;
-  int64_t mask_begin;
-  int32_t length;
-  int32_t valid;
+// Its soft maximum, tau * log(sum(exp(s / tau))): the greatest similarity, and the sum of what all are of it.
+struct Share {
+  float greatest;
+  float sum;
 };
 
-// Threadgroup memory by use. The first bytes hold the step's rows, then, once all of a document is met, the winners.
-struct Workspace {
-  threadgroup uchar* tile;
-  threadgroup float* best_value;        // [rows][winner candidates], where the tile was
-  threadgroup int32_t* best_index;      // behind best_value
-  threadgroup float* document_scale;    // [document tokens of a step] 1 / norm
-  threadgroup float* query_scale;       // [rows]
-  threadgroup float* row_value;         // [rows] what a query token adds to its score
-  threadgroup float* document_minimum;  // [document tokens of a step] of bytes
-  threadgroup float* query_sum;         // [rows] of features, which every minimum is multiplied with
-  threadgroup int32_t* kept;            // [document tokens of a step]
-  threadgroup int32_t* found;           // [simdgroups] whether a document token was kept
-  threadgroup Slot* slots;
-};
+struct Soft {
+  typedef Share State;
+  typedef float Second;
+  typedef float Saved;  // what the token adds to its score
+  static constexpr constant bool kScalesQueriesFirst = true;
 
-constant constexpr int kBestBytes = kThreads * 8 * 4;  // a simdgroup's 32 rows and 8 columns, four bytes each
-constant constexpr int kRowBytes = kThreads * 4;
-
-inline Workspace workspace_in(threadgroup uchar* memory) {
-  Workspace space;
-  space.tile = memory;
-  space.best_value = (threadgroup float*)memory;
-  space.best_index = (threadgroup int32_t*)(memory + kBestBytes);
-  threadgroup uchar* next = memory + kTileRows * kTilePitchBytes;
-  space.document_scale = (threadgroup float*)next;
-  space.query_scale = (threadgroup float*)(next + kRowBytes);
-  space.row_value = (threadgroup float*)(next + 2 * kRowBytes);
-  space.document_minimum = (threadgroup float*)(next + 3 * kRowBytes);
-  space.query_sum = (threadgroup float*)(next + 4 * kRowBytes);
-  space.kept = (threadgroup int32_t*)(next + 5 * kRowBytes);
-  space.found = (threadgroup int32_t*)(next + 6 * kRowBytes);
-  space.slots = (threadgroup Slot*)(next + 6 * kRowBytes + kSimdgroups * 4);
-  return space;
-}
-
-static_assert(2 * kBestBytes <= kTileRows * kTilePitchBytes, "the winners fit where the tile was");
-static_assert(kTileRows * kTilePitchBytes + 6 * kRowBytes + kSimdgroups * 4 + kMaxRowGroups * int(sizeof(Slot)) <=
-                  kForwardMemoryBytes,
-              "the host asks for enough threadgroup memory");
-
-struct Thread {
-  int index;  // in the threadgroup
-  int lane;
-  int simdgroup;
-  int row_group;  // which 32 query rows this simdgroup multiplies
-  int slice;      // with which 32 document tokens of a step
-};
-
-// Four features of a row from feature `k` on, in the tile's type; zeros behind the last feature.
-template <typename T>
-inline vec<T, 4> load_features(device const uchar* data, constant SideParams& side, int64_t row_begin, int64_t k,
-                               int64_t dim) {
-  if (side.vectorised && k + 4 <= dim) return *(device const vec<T, 4>*)(data + (row_begin + k) * int64_t(sizeof(T)));
-  vec<T, 4> features = vec<T, 4>(T(0.0f));
-  for (int i = 0; i < 4; ++i)
-    if (k + i < dim) features[i] = T(load_element(data, side.element, row_begin + (k + i) * side.feature_stride));
-  return features;
-}
-
-// Four features of a document token in the tile's type. Bytes stay whole numbers, which every type of tile holds.
-template <typename T, Format kFormat>
-inline vec<T, 4> load_document(constant ForwardParams& params, Tensors tensors, Span document, int token, int64_t k) {
-  constant SideParams& side = params.problem.documents;
-  if (kFormat == Format::dense)
-    return load_features<T>(tensors.documents, side, document.begin + token * side.token_stride, k, params.problem.dim);
-  constant FormatParams& format = params.format;
-  const int64_t row = document.first_row + token;
-  device const uchar* packed = tensors.documents + row * format.row_bytes;
-  vec<T, 4> features = vec<T, 4>(T(0.0f));
-  int64_t code = 0;
-  if (kFormat == Format::residual) code = load_index(tensors.codes, format.wide_codes, row);
-  for (int i = 0; i < 4; ++i) {
-    if (k + i >= params.problem.dim) continue;
-    if (kFormat == Format::bytes) {
-      const uchar byte = packed[k + i];
-      features[i] = T(format.is_signed ? float(int8_t(byte)) : float(byte));
-    } else if (code < 0 || code >= format.centroids) {
-      features[i] = T(NAN);  // a token that names no centroid spoils its document's score
-    } else {
-      const int64_t bit = (k + i) * format.bits;
-      const int bucket = packed[bit / 8] >> (bit % 8) & ((1 << format.bits) - 1);
-      features[i] = T(load_element(tensors.table, format.table, code * params.problem.dim + k + i) +
-                      load_element(tensors.second, format.second, bucket));
+  static inline State none() { return {-INFINITY, 0.0f}; }
+  static inline State make(float first, Second second) { return {first, second}; }
+  static inline float first(State state) { return state.greatest; }
+  static inline Second second(State state) { return state.sum; }
+  static inline void take(thread State& state, float value, int32_t, float tau) {
+    const State one = {value, 1.0f};
+    merge(state, one, tau);
+  }
+  // Where the greatest is not finite, the sum is never looked at.
+  static inline void merge(thread State& state, State other, float tau) {
+    if (isnan(state.greatest) || isnan(other.greatest)) {
+      state.greatest = NAN;
+    } else if (other.greatest > state.greatest) {
+      state.sum = fma(state.sum, precise::exp((state.greatest - other.greatest) / tau), other.sum);
+      state.greatest = other.greatest;
+    } else if (other.greatest > -INFINITY) {
+      state.sum = fma(other.sum, precise::exp((other.greatest - state.greatest) / tau), state.sum);
     }
   }
-  return features;
-}
-
-// Rows of all slots, then document tokens from `first_token` on: features [k0, k0 + kTileRowBytes / sizeof(T)).
-// Rows that do not exist are zeros: a multiplication by them is finite and looked at by nobody.
-template <typename T, Format kFormat>
-inline void stage(constant ForwardParams& params, Tensors tensors, Workspace space, Thread self, Span document,
-                  int first_chunk, int first_token, int64_t k0) {
-  constexpr int kPieces = kTileRowBytes / int(4 * sizeof(T));
-  const int query_rows = params.row_groups * kChunk;
-  const int rows = query_rows + kThreads / params.row_groups;
-  for (int i = self.index; i < rows * kPieces; i += kThreads) {
-    const int row = i / kPieces, piece = i % kPieces;
-    const int64_t k = k0 + piece * 4;
-    vec<T, 4> features = vec<T, 4>(T(0.0f));
-    if (row < query_rows) {
-      const int group = row / kChunk, slot = group / params.chunks;
-      const int token = (first_chunk + group % params.chunks) * kChunk + row % kChunk;
-      threadgroup const Slot& query = space.slots[slot];
-      if (token < query.length)
-        features = load_features<T>(tensors.queries, params.problem.queries,
-                                    query.begin + token * params.problem.queries.token_stride, k, params.problem.dim);
-    } else {
-      const int token = first_token + row - query_rows;
-      if (token < document.length) features = load_document<T, kFormat>(params, tensors, document, token, k);
-    }
-    *(threadgroup vec<T, 4>*)(space.tile + row * kTilePitchBytes + piece * int(4 * sizeof(T))) = features;
+  static inline float value(State state, float, float tau) {
+    return isfinite(state.greatest) ? fma(tau, precise::log(state.sum), state.greatest) : state.greatest;
   }
-}
-
-// The sum of squares of one row of the tile, in the order of features wherever the row lies.
-template <typename T>
-inline float add_squares(threadgroup const uchar* tile, int row, float square) {
-  threadgroup const T* features = (threadgroup const T*)(tile + row * kTilePitchBytes);
-  for (int k = 0; k < kTileRowBytes / int(sizeof(T)); ++k) {
-    const float value = float(features[k]);
-    square = fma(value, value, square);
-  }
-  return square;
-}
-
-template <typename T>
-inline float add_features(threadgroup const uchar* tile, int row, float sum) {
-  threadgroup const T* features = (threadgroup const T*)(tile + row * kTilePitchBytes);
-  for (int k = 0; k < kTileRowBytes / int(sizeof(T)); ++k) sum += float(features[k]);
-  return sum;
-}
-
-// Multiplies this simdgroup's 32 query rows with its 32 document tokens, over the features in the tile.
-template <typename T>
-inline void multiply(threadgroup const uchar* tile, int row_groups, Thread self, int features,
-                     thread simdgroup_matrix<float, 8, 8> (&sums)[4][4]) {
-  constexpr int kPitch = kTilePitchBytes / int(sizeof(T));
-  threadgroup const T* queries = (threadgroup const T*)tile + self.row_group * kChunk * kPitch;
-  threadgroup const T* documents = (threadgroup const T*)tile + (row_groups + self.slice) * kChunk * kPitch;
-  for (int k = 0; k < features; k += 8) {
-    simdgroup_matrix<T, 8, 8> a[4], b[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      simdgroup_load(a[i], queries + i * 8 * kPitch + k, kPitch);
-      simdgroup_load(b[i], documents + i * 8 * kPitch + k, kPitch, ulong2(0), true);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) simdgroup_multiply_accumulate(sums[i][j], a[i], b[j], sums[i][j]);
-  }
-}
-
-// Which row and column of an 8 x 8 matrix each of this lane's two elements is. Apple does not document it, so it is
-// read off a matrix that says it.
-struct Places {
-  int row[2];
-  int column[2];
+  static inline Saved saved(State, float value) { return value; }
+  static inline Saved nothing() { return 0.0f; }
 };
 
-inline Places learn_places(threadgroup uchar* memory, Thread self) {
-  threadgroup float* numbers = (threadgroup float*)memory;
-  if (self.index < 64) numbers[self.index] = float(self.index);
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  simdgroup_matrix<float, 8, 8> matrix;
-  simdgroup_load(matrix, numbers, 8);
-  Places places;
-  for (int e = 0; e < 2; ++e) {
-    const int number = int(matrix.thread_elements()[e]);
-    places.row[e] = number / 8;
-    places.column[e] = number % 8;
-  }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  return places;
+constant constexpr int kFirstBytes = kThreads * 8 * 4;  // a simdgroup's 32 rows and 8 columns, four bytes each
+static_assert(2 * kFirstBytes <= kTileRows * kTilePitchBytes, "what the rows have come to fits where the tile was");
+
+// The factor of query row `row` of the pass, of stored queries.
+inline float query_factor(constant ForwardParams& params, Extras extras, Workspace space, int first_chunk, int row) {
+  const int group = row / kChunk;
+  const int token = (first_chunk + group % params.chunks) * kChunk + row % kChunk;
+  threadgroup const Slot& slot = space.slots[group / params.chunks];
+  if (!params.query_scale.exists || token >= slot.span.length) return 1.0f;
+  return load_factor(extras.query_scales, params.query_scale, params.problem.queries, slot.query, slot.span.first_row,
+                     token);
 }
 
-// Meets all tokens of the document with the rows of one pass; leaves the winners' candidates in threadgroup memory.
-template <typename T, Format kFormat>
-inline void meet(constant ForwardParams& params, Tensors tensors, Workspace space, Thread self, Places places,
-                 Span document, int first_chunk) {
+// Meets all tokens of the document with the rows of one pass; leaves what they come to in threadgroup memory.
+template <typename T, Format kFormat, typename Reduction>
+inline void meet(constant ForwardParams& params, Tensors tensors, Extras extras, Workspace space, Thread self,
+                 Places places, int64_t document_id, Span document, int first_chunk) {
   constexpr int kFeatures = kTileRowBytes / int(sizeof(T));
   const int query_rows = params.row_groups * kChunk, step_tokens = kThreads / params.row_groups;
   const int32_t normalize = params.problem.normalize;
-  const bool minima = kFormat == Format::bytes && params.format.has_minima;
-  Best best[4][2];
+  const bool minima = kFormat == Format::stored && params.document_minimum.exists;
+  typename Reduction::State best[4][2];
   for (int i = 0; i < 4; ++i)
-    for (int e = 0; e < 2; ++e) best[i][e] = {-INFINITY, -1};
+    for (int e = 0; e < 2; ++e) best[i][e] = Reduction::none();
 
   for (int first_token = 0; first_token < document.length; first_token += step_tokens) {
     const bool has_tokens = first_token + self.slice * kChunk < document.length;
@@ -235,7 +109,7 @@ inline void meet(constant ForwardParams& params, Tensors tensors, Workspace spac
     float features_sum = 0.0f;        // of row self.index
     for (int64_t k0 = 0; k0 < params.problem.dim; k0 += kFeatures) {
       threadgroup_barrier(mem_flags::mem_threadgroup);
-      stage<T, kFormat>(params, tensors, space, self, document, first_chunk, first_token, k0);
+      stage<T, kFormat>(params, tensors, extras, space, self, document, first_chunk, first_token, k0);
       threadgroup_barrier(mem_flags::mem_threadgroup);
       const int features = int(min(int64_t(kFeatures), params.problem.dim - k0));
       if (has_tokens) multiply<T>(space.tile, params.row_groups, self, features, sums);
@@ -250,16 +124,21 @@ inline void meet(constant ForwardParams& params, Tensors tensors, Workspace spac
       if (local >= step_tokens) continue;
       const float inverse = normalize ? inverse_norm(squares[i]) : 1.0f;
       if (local < 0) {
-        space.query_scale[row] = normalize & kNormalizeQueries ? inverse : 1.0f;
+        float scale = normalize & kNormalizeQueries ? inverse : 1.0f;
+        if (kFormat == Format::stored) scale = query_factor(params, extras, space, first_chunk, row);
+        space.query_scale[row] = scale;
         if (minima) space.query_sum[row] = features_sum;
       } else {
         const int token = first_token + local;
         float scale = normalize & kNormalizeDocuments ? inverse : 1.0f;
-        if (kFormat == Format::bytes && token < document.length) {
-          scale = load_element(tensors.table, params.format.table, document.first_row + token);
+        if (kFormat == Format::stored && token < document.length) {
+          constant SideParams& side = params.problem.documents;
+          if (params.document_scale.exists)
+            scale = load_factor(extras.document_scales, params.document_scale, side, document_id, document.first_row,
+                                token);
           if (minima)
-            space.document_minimum[local] =
-                load_element(tensors.second, params.format.second, document.first_row + token);
+            space.document_minimum[local] = load_factor(extras.document_minima, params.document_minimum, side,
+                                                        document_id, document.first_row, token);
         }
         space.document_scale[local] = scale;
         space.kept[local] = token < document.length &&
@@ -274,10 +153,10 @@ inline void meet(constant ForwardParams& params, Tensors tensors, Workspace spac
         if (!space.kept[local]) continue;
         for (int i = 0; i < 4; ++i) {
           float value = sums[i][j].thread_elements()[e] * space.document_scale[local];
-          if (minima)
-            value += space.document_minimum[local] * space.query_sum[self.row_group * kChunk + i * 8 + places.row[e]];
-          const Best candidate = {value, first_token + local};
-          if (beats(candidate, best[i][e])) best[i][e] = candidate;
+          const int row = self.row_group * kChunk + i * 8 + places.row[e];
+          if (minima) value += space.document_minimum[local] * space.query_sum[row];
+          if (Reduction::kScalesQueriesFirst) value *= space.query_scale[row];
+          Reduction::take(best[i][e], value, first_token + local, params.tau);
         }
       }
   }
@@ -288,53 +167,41 @@ inline void meet(constant ForwardParams& params, Tensors tensors, Workspace spac
     for (int e = 0; e < 2; ++e) {
       const int row = self.row_group * kChunk + i * 8 + places.row[e];
       const int place = row * candidates + self.slice * 8 + places.column[e];
-      space.best_value[place] = best[i][e].value;
-      space.best_index[place] = best[i][e].index;
+      ((threadgroup float*)space.tile)[place] = Reduction::first(best[i][e]);
+      ((threadgroup typename Reduction::Second*)(space.tile + kFirstBytes))[place] = Reduction::second(best[i][e]);
     }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
-// Thread r settles query row r of the pass: its winner, and what it adds to the score.
+// Thread r settles query row r of the pass: what it adds to the score, and what is saved of it.
+template <typename Reduction>
 inline void settle_row(constant ForwardParams& params, Tensors tensors, Workspace space, Thread self, int first_chunk,
-                       device int32_t* argmax) {
+                       device typename Reduction::Saved* saved) {
   if (self.index >= params.row_groups * kChunk) return;
   const int group = self.index / kChunk, slot = group / params.chunks;
   const int token = (first_chunk + group % params.chunks) * kChunk + self.index % kChunk;
   threadgroup const Slot& query = space.slots[slot];
   const bool counts =
-      token < query.length && token_kept(params.problem.queries, tensors.query_mask, query.mask_begin, token);
+      token < query.span.length && token_kept(params.problem.queries, tensors.query_mask, query.span.mask_begin, token);
   const int candidates = kThreads / params.row_groups / 4;
-  Best best = {0.0f, -1};
+  threadgroup const float* firsts = (threadgroup const float*)space.tile + self.index * candidates;
+  threadgroup const typename Reduction::Second* seconds =
+      (threadgroup const typename Reduction::Second*)(space.tile + kFirstBytes) + self.index * candidates;
+  typename Reduction::State best = Reduction::none();
   if (counts)
-    for (int c = 0; c < candidates; ++c) {
-      const Best candidate = {space.best_value[self.index * candidates + c],
-                              space.best_index[self.index * candidates + c]};
-      if (beats(candidate, best)) best = candidate;
-    }
-  space.row_value[self.index] = counts ? best.value * space.query_scale[self.index] : 0.0f;
-  if (argmax && query.valid && token < params.problem.argmax_width)
-    argmax[query.pair * params.problem.argmax_width + token] = best.index;
-}
-
-// Whether the document has a token that counts; the same answer in every thread.
-inline bool any_token_kept(constant ForwardParams& params, Tensors tensors, Workspace space, Thread self,
-                           Span document) {
-  if (!params.problem.documents.has_mask) return document.length > 0;
-  bool found = false;
-  for (int token = self.index; token < document.length; token += kThreads)
-    found = found || token_kept(params.problem.documents, tensors.document_mask, document.mask_begin, token);
-  found = simd_any(found);
-  if (self.lane == 0) space.found[self.simdgroup] = found;
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  found = false;
-  for (int i = 0; i < kSimdgroups; ++i) found = found || space.found[i] != 0;
-  return found;
+    for (int c = 0; c < candidates; ++c) Reduction::merge(best, Reduction::make(firsts[c], seconds[c]), params.tau);
+  const float value = counts ? Reduction::value(best, space.query_scale[self.index], params.tau) : 0.0f;
+  space.row_value[self.index] = value;
+  if (saved && query.span.valid && token < params.problem.argmax_width)
+    saved[query.pair * params.problem.argmax_width + token] =
+        counts ? Reduction::saved(best, value) : Reduction::nothing();
 }
 
 // Scores one document, or the document of one pair, against the queries of one group.
-template <typename T, Format kFormat>
-inline void score_item(constant ForwardParams& params, Tensors tensors, Workspace space, Thread self, Places places,
-                       int64_t item, int64_t query_group, device float* scores, device int32_t* argmax) {
+template <typename T, Format kFormat, typename Reduction>
+inline void score_item(constant ForwardParams& params, Tensors tensors, Extras extras, Workspace space, Thread self,
+                       Places places, int64_t item, int64_t query_group, device float* scores,
+                       device typename Reduction::Saved* saved) {
   constant ProblemParams& problem = params.problem;
   const bool cross = problem.meeting == Meeting::cross;
   PairIds ids = {0, item};
@@ -345,25 +212,27 @@ inline void score_item(constant ForwardParams& params, Tensors tensors, Workspac
   if (self.index < params.slots) {
     const int64_t query = cross ? query_group * params.slots + self.index : ids.query;
     const Span span = span_of(problem.queries, tensors.query_extents, query);
-    const bool fits = !argmax || span.length <= problem.argmax_width;
+    const bool fits = !saved || span.length <= problem.argmax_width;
     threadgroup Slot& slot = space.slots[self.index];
     slot.pair = !cross ? item : query < problem.queries.count ? query * problem.documents.count + item : -1;
-    slot.begin = span.begin;
-    slot.mask_begin = span.mask_begin;
-    slot.valid = span.valid && document.valid && fits;
-    slot.length = slot.valid ? span.length : 0;
+    slot.query = query;
+    slot.span.begin = span.begin;
+    slot.span.mask_begin = span.mask_begin;
+    slot.span.first_row = span.first_row;
+    slot.span.valid = span.valid && document.valid && fits;
+    slot.span.length = slot.span.valid ? span.length : 0;
   }
   const bool filled = any_token_kept(params, tensors, space, self, document);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   int longest = 0;
   if (filled)
-    for (int s = 0; s < params.slots; ++s) longest = max(longest, space.slots[s].length);
+    for (int s = 0; s < params.slots; ++s) longest = max(longest, space.slots[s].span.length);
   Sum sum = {0.0f, 0.0f};  // thread s sums up slot s
   int first_chunk = 0;
   for (; first_chunk * kChunk < longest; first_chunk += params.chunks) {
-    meet<T, kFormat>(params, tensors, space, self, places, document, first_chunk);
-    settle_row(params, tensors, space, self, first_chunk, argmax);
+    meet<T, kFormat, Reduction>(params, tensors, extras, space, self, places, ids.document, document, first_chunk);
+    settle_row<Reduction>(params, tensors, space, self, first_chunk, saved);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (self.index < params.slots)
       for (int row = 0; row < params.chunks * kChunk; ++row)
@@ -372,28 +241,29 @@ inline void score_item(constant ForwardParams& params, Tensors tensors, Workspac
 
   if (self.index < params.slots && space.slots[self.index].pair >= 0) {
     const float score = filled ? rounded(sum) : problem.empty_score;
-    scores[space.slots[self.index].pair] = space.slots[self.index].valid ? score : NAN;
+    scores[space.slots[self.index].pair] = space.slots[self.index].span.valid ? score : NAN;
   }
-  if (argmax)  // what no row has written
+  if (saved)  // where no row has written
     for (int s = 0; s < params.slots; ++s) {
       if (space.slots[s].pair < 0) continue;
-      const int64_t from = space.slots[s].valid ? first_chunk * kChunk : 0;
+      const int64_t from = space.slots[s].span.valid ? first_chunk * kChunk : 0;
       for (int64_t i = from + self.index; i < problem.argmax_width; i += kThreads)
-        argmax[space.slots[s].pair * problem.argmax_width + i] = -1;
+        saved[space.slots[s].pair * problem.argmax_width + i] = Reduction::nothing();
     }
 }
 
 // The whole of a kernel: a threadgroup's share of the grid.
-template <typename T, Format kFormat>
-inline void forward(constant ForwardParams& params, Tensors tensors, threadgroup uchar* memory, uint3 group,
-                    uint3 groups, uint index, uint lane, uint simdgroup, device float* scores, device int32_t* argmax) {
+template <typename T, Format kFormat, typename Reduction>
+inline void forward(constant ForwardParams& params, Tensors tensors, Extras extras, threadgroup uchar* memory,
+                    uint3 group, uint3 groups, uint index, uint lane, uint simdgroup, device float* scores,
+                    device typename Reduction::Saved* saved) {
   const Thread self = {int(index), int(lane), int(simdgroup), int(simdgroup) % params.row_groups,
                        int(simdgroup) / params.row_groups};
-  const Places places = learn_places(memory, self);
+  const Places places = learn_places(memory, index);
   const Workspace space = workspace_in(memory);
   for (int64_t item = group.y; item < params.items; item += groups.y)
     for (int64_t query_group = group.x; query_group < params.query_groups; query_group += groups.x)
-      score_item<T, kFormat>(params, tensors, space, self, places, item, query_group, scores, argmax);
+      score_item<T, kFormat, Reduction>(params, tensors, extras, space, self, places, item, query_group, scores, saved);
 }
 
 }  // namespace metal_backend

@@ -27,7 +27,15 @@ MAXSIM_CONSTANT int kGradientTokens = 32;     // document tokens whose gradients
 MAXSIM_CONSTANT int kGradientFeatures = 128;  // features of a step, one a thread
 MAXSIM_CONSTANT int kBackwardMemoryBytes = 19200;
 
-enum class Element : int32_t { f32 = 0, f16 = 1, bf16 = 2 };
+// The shape of the soft maximum's backward: a threadgroup sums the gradients of 32 rows of one side, a step of 32
+// features, or of 32 tokens of the other side, at a time.
+MAXSIM_CONSTANT int kSoftRows = 32;
+MAXSIM_CONSTANT int kSoftPitch = 36;      // floats of a row in the tile: 16 bytes apart from a power of two
+MAXSIM_CONSTANT int kSoftFeatures = 128;  // features whose sums are in registers at a time
+MAXSIM_CONSTANT int kSoftMemoryBytes = 15616;
+
+// DType's numbers, see problem.h.
+enum class Element : int32_t { f32 = 0, f16 = 1, bf16 = 2, e4m3 = 3, e5m2 = 4, s8 = 5, u8 = 6, bit = 7 };
 enum class Meeting : int32_t { cross = 0, slab = 1, list = 2 };
 
 // One side of a problem. Strides count elements; `begin`, lengths and masks are found as problem.h describes.
@@ -49,7 +57,7 @@ struct SideParams {
   int32_t has_lengths;
   int32_t wide_extents;  // int64 rather than int32
   int32_t has_mask;
-  int32_t vectorised;  // four features at a time can be read as one aligned vector of the tile's type
+  int32_t vectorised;  // four features at a time can be read as one aligned vector
 };
 
 struct ProblemParams {
@@ -68,22 +76,32 @@ struct ProblemParams {
   int32_t padding;
 };
 
-// How document tokens are stored. Compressed ones are contiguous: row r of all tokens has its bytes and its entries.
+// How document tokens become features.
 enum class Format : int32_t {
   dense = 0,
-  residual = 1,  // a centroid's number, and a bucket of `bits` bits for each feature, lowest bits first
-  bytes = 2,     // a byte for each feature, times the token's scale, plus the token's minimum
+  stored = 1,    // a byte or a bit for each feature, times the token's scale, plus its minimum; queries perhaps too
+  residual = 2,  // a centroid's number, and a bucket of `bits` bits for each feature, lowest bits first; contiguous
 };
 
-struct FormatParams {
+// One float for each `block` neighbouring tokens, as problem.h's TokenFactor.
+struct FactorParams {
+  int64_t block;
+  int64_t block_stride;
+  int64_t outer_stride;
+  int64_t inner_stride;
+  int32_t exists;
+  int32_t padding;
+};
+
+struct ResidualParams {
   int64_t row_bytes;
   int64_t centroids;
   int32_t bits;
-  int32_t wide_codes;
-  int32_t is_signed;
-  int32_t has_minima;
-  Element table;   // of centroids, or of scales
-  Element second;  // of bucket weights, or of minima
+  int32_t code_bytes;
+  int32_t codes_are_signed;
+  Element centroid;
+  Element weight;
+  int32_t padding;
 };
 
 // Bits of ProblemParams::normalize.
@@ -92,13 +110,16 @@ MAXSIM_CONSTANT int kNormalizeDocuments = 2;
 
 struct ForwardParams {
   ProblemParams problem;
-  FormatParams format;
+  ResidualParams residual;
+  FactorParams query_scale;
+  FactorParams document_scale;
+  FactorParams document_minimum;
   int64_t items;         // documents of a cross product, else pairs
   int64_t query_groups;  // of `slots` queries each; 1 unless a cross product
   int32_t row_groups;    // slots * chunks
   int32_t slots;         // queries that meet a document together
   int32_t chunks;        // chunks of one query that meet a document together
-  int32_t padding;
+  float tau;             // the soft maximum's temperature
 };
 
 struct NormParams {
@@ -109,12 +130,26 @@ struct NormParams {
 
 struct BackwardParams {
   ProblemParams problem;
-  int64_t items;  // slots of the argmax of all queries, or documents
+  int64_t items;  // slots of the argmax of all queries, or documents; under a soft maximum the own side's segments
+  float tau;
+  int32_t padding;
+};
+
+// Scores by centroids: every query's similarities with all of them, and the documents' centroid numbers.
+struct ApproxParams {
+  SideParams documents;
+  int64_t pairs;
+  int64_t width;  // query tokens
+  int64_t centroids;
+  int32_t code_bytes;
+  int32_t codes_are_signed;
+  int32_t has_probed;
+  int32_t padding;
 };
 
 static_assert(sizeof(SideParams) == 120, "the layout is the same for the host and for Metal");
 static_assert(sizeof(ProblemParams) == 304, "the layout is the same for the host and for Metal");
-static_assert(sizeof(ForwardParams) == 376, "the layout is the same for the host and for Metal");
+static_assert(sizeof(ForwardParams) == 496, "the layout is the same for the host and for Metal");
 
 // Where each argument of a kernel is bound. A buffer that a call does not have is bound to another one and never read.
 enum Buffer : int32_t {
@@ -135,8 +170,14 @@ enum Buffer : int32_t {
   kDocumentNorms = 14,
   kGradient = 15,
   kCodes = 16,
-  kTable = 17,   // centroids, or scales
-  kSecond = 18,  // bucket weights, or minima
+  kCentroids = 17,
+  kBucketWeights = 18,
+  kQueryScales = 19,
+  kDocumentScales = 20,
+  kDocumentMinima = 21,
+  kParts = 22,  // what each query token adds to a score, under a soft maximum
+  kCentroidScores = 23,
+  kProbed = 24,
 };
 
 }  // namespace metal_backend

@@ -15,17 +15,6 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t token_rows(const Segments& side) { return side.packed() ? side.extent : side.count * side.extent; }
 
-Element element_of(DType dtype) {
-  switch (dtype) {
-    case DType::f16:
-      return Element::f16;
-    case DType::bf16:
-      return Element::bf16;
-    default:
-      return Element::f32;
-  }
-}
-
 const char* name_of(DType dtype) {
   switch (dtype) {
     case DType::f16:
@@ -37,27 +26,29 @@ const char* name_of(DType dtype) {
   }
 }
 
-const char* name_of(Format format) {
-  switch (format) {
-    case Format::residual:
-      return "maxsim_residual_";
-    case Format::bytes:
-      return "maxsim_bytes_";
-    default:
-      return "maxsim_forward_";
-  }
-}
-
-// Tiles hold both sides in one type: the inputs' own where they agree, else fp32, which holds either exactly.
+// Tiles hold both sides in one type: the inputs' own where they agree, else fp32, which holds either exactly. All that
+// is stored in eight bits or one is exact in every type: then it is that of the queries, or half.
 DType tile_dtype(const Problem& problem) {
-  return problem.queries.dtype == problem.documents.dtype ? problem.queries.dtype : DType::f32;
+  const DType queries = problem.queries.dtype, documents = problem.documents.dtype;
+  if (is_stored(queries)) return DType::f16;
+  return queries == documents || is_stored(documents) ? queries : DType::f32;
 }
 
 bool vectorised(const Segments& side, DType tile, int64_t byte_offset) {
-  const int64_t vector = 4 * element_size(tile);
+  const int64_t vector = 4 * element_size(side.dtype);
   const auto aligned = [](int64_t stride) { return stride % 4 == 0; };
-  return side.dtype == tile && side.feature_stride == 1 && byte_offset % vector == 0 && aligned(side.token_stride) &&
+  return (side.dtype == tile || (is_stored(side.dtype) && side.dtype != DType::bit)) && side.feature_stride == 1 &&
+         byte_offset % vector == 0 && aligned(side.token_stride) &&
          (side.packed() || (aligned(side.segment_stride.outer) && aligned(side.segment_stride.inner)));
+}
+
+FactorParams factor_params(const TokenFactor& factor) {
+  return {factor.block,
+          factor.block_stride,
+          factor.segment_stride.outer,
+          factor.segment_stride.inner,
+          static_cast<bool>(factor),
+          0};
 }
 
 SideParams side_params(const Segments& side) {
@@ -72,7 +63,7 @@ SideParams side_params(const Segments& side) {
   params.mask_token_stride = side.mask_token_stride;
   params.mask_outer_stride = side.mask_stride.outer;
   params.mask_inner_stride = side.mask_stride.inner;
-  params.element = element_of(side.dtype);
+  params.element = static_cast<Element>(side.dtype);
   params.packed = side.packed();
   params.has_mask = side.mask != nullptr;
   if (side.packed()) {
@@ -131,6 +122,11 @@ std::vector<Binding> problem_bindings(const Problem& problem, Role spare) {
   };
 }
 
+void bind_masks(Dispatch& dispatch, const Problem& problem, Role spare) {
+  dispatch.bindings.push_back({kQueryMask, problem.queries.mask ? Role::query_mask : spare});
+  dispatch.bindings.push_back({kDocumentMask, problem.documents.mask ? Role::document_mask : spare});
+}
+
 uint32_t clamp_grid(int64_t wanted, int64_t most) {
   return static_cast<uint32_t>(std::max<int64_t>(1, std::min(wanted, most)));
 }
@@ -146,63 +142,177 @@ int64_t typical_length(const Segments& side) {
   return side.packed() ? ceil_div(side.extent, std::max<int64_t>(side.count, 1)) : side.extent;
 }
 
-}  // namespace
+// How many rows of queries meet a document at once. One chunk of one query is the same work in every call, which sums
+// that depend on their order need.
+enum class Stacking { as_many_as_fit, one_chunk };
 
-Plan plan_forward(const Problem& problem, const TokenOffsets& offsets, const Compression& compression) {
-  Plan plan;
-  if (problem.pairs == 0) return plan;
-  const bool argmax = problem.argmax_width != kNoArgmax, cross = problem.pairing == Pairing::cross;
-  const bool dense = compression.format == Format::dense;
-  const DType tile = dense ? tile_dtype(problem) : problem.queries.dtype;
+ForwardParams forward_params(const Problem& problem, const TokenOffsets& offsets, DType tile, Stacking stacking) {
+  const bool cross = problem.pairing == Pairing::cross;
   ForwardParams params{};
   params.problem = problem_params(problem);
-  params.format = compression.params;
-  if (!dense)
-    params.problem.normalize = (compression.normalize_queries ? kNormalizeQueries : 0) |
-                               (compression.normalize_documents ? kNormalizeDocuments : 0);
+  params.query_scale = factor_params(problem.queries.scale);
+  params.document_scale = factor_params(problem.documents.scale);
+  params.document_minimum = factor_params(problem.documents.minimum);
   params.problem.queries.vectorised = vectorised(problem.queries, tile, offsets.queries);
-  params.problem.documents.vectorised = dense && vectorised(problem.documents, tile, offsets.documents);
-  // A document is read once for all the query rows at hand: first more of one query, then more queries.
-  params.chunks =
-      static_cast<int32_t>(power_of_two_at_least(ceil_div(typical_length(problem.queries), kChunk), kMaxRowGroups));
-  params.slots =
-      cross ? static_cast<int32_t>(power_of_two_at_least(problem.queries.count, kMaxRowGroups / params.chunks)) : 1;
+  params.problem.documents.vectorised = vectorised(problem.documents, tile, offsets.documents);
+  params.chunks = params.slots = 1;
+  if (stacking == Stacking::as_many_as_fit) {
+    // A document is read once for all the query rows at hand: first more of one query, then more queries.
+    const int64_t chunks = ceil_div(typical_length(problem.queries), kChunk);
+    params.chunks = static_cast<int32_t>(power_of_two_at_least(chunks, kMaxRowGroups));
+    if (cross)
+      params.slots = static_cast<int32_t>(power_of_two_at_least(problem.queries.count, kMaxRowGroups / params.chunks));
+  }
   params.row_groups = params.chunks * params.slots;
   params.items = cross ? problem.documents.count : problem.pairs;
   params.query_groups = cross ? ceil_div(problem.queries.count, params.slots) : 1;
+  return params;
+}
 
-  Dispatch dispatch;
-  dispatch.kernel = std::string(name_of(compression.format)) + name_of(tile) + (argmax ? "_argmax" : "");
-  const Role spare = Role::scores;
-  dispatch.bindings = problem_bindings(problem, spare);
-  dispatch.bindings.push_back({kQueryMask, problem.queries.mask ? Role::query_mask : spare});
-  dispatch.bindings.push_back({kDocumentMask, problem.documents.mask ? Role::document_mask : spare});
+// What all forward kernels are given; `tile` and `suffix` are the rest of the name.
+Dispatch& add_forward(Plan& plan, const Problem& problem, const ForwardParams& params, const char* kernel, DType tile,
+                      const char* suffix) {
+  plan.dispatches.emplace_back();
+  Dispatch& dispatch = plan.dispatches.back();
+  dispatch.kernel = std::string(kernel) + name_of(tile) + suffix;
+  dispatch.bindings = problem_bindings(problem, Role::scores);
+  bind_masks(dispatch, problem, Role::scores);
   dispatch.bindings.push_back({kScores, Role::scores});
-  if (compression.format == Format::residual) dispatch.bindings.push_back({kCodes, Role::codes});
-  if (!dense) {
-    const bool second = compression.format == Format::residual || compression.params.has_minima;
-    dispatch.bindings.push_back({kTable, Role::table});
-    dispatch.bindings.push_back({kSecond, second ? Role::second : spare});
-  }
-  dispatch.bindings.push_back({kArgmax, argmax && problem.argmax_width > 0 ? Role::argmax : spare});
   // Neighbouring threadgroups share the document rather than the queries: it is the larger of the two.
   dispatch.grid[0] = clamp_grid(params.query_groups, kMaxGridX);
   dispatch.grid[1] = clamp_grid(params.items, kMaxGridY);
   dispatch.threadgroup_bytes = kForwardMemoryBytes;
   dispatch.params = params;
-  plan.dispatches.push_back(std::move(dispatch));
+  return dispatch;
+}
+
+// Of a forward that may save something for each query token: with it, and somewhere to put it.
+bool saves(const Problem& problem) { return problem.argmax_width != kNoArgmax; }
+Role saved(const Problem& problem, Role role) {
+  return saves(problem) && problem.argmax_width > 0 ? role : Role::scores;
+}
+
+}  // namespace
+
+Plan plan_forward(const Problem& problem, const TokenOffsets& offsets) {
+  Plan plan;
+  if (problem.pairs == 0) return plan;
+  const bool stored = is_stored(problem.documents.dtype) || is_stored(problem.queries.dtype);
+  const DType tile = tile_dtype(problem);
+  Dispatch& dispatch =
+      add_forward(plan, problem, forward_params(problem, offsets, tile, Stacking::as_many_as_fit),
+                  stored ? "maxsim_stored_" : "maxsim_forward_", tile, saves(problem) ? "_argmax" : "");
+  dispatch.bindings.push_back({kArgmax, saved(problem, Role::argmax)});
+  if (!stored) return plan;
+  const auto factor = [](const TokenFactor& of, Role role) { return of ? role : Role::scores; };
+  dispatch.bindings.push_back({kQueryScales, factor(problem.queries.scale, Role::query_scales)});
+  dispatch.bindings.push_back({kDocumentScales, factor(problem.documents.scale, Role::document_scales)});
+  dispatch.bindings.push_back({kDocumentMinima, factor(problem.documents.minimum, Role::document_minima)});
   return plan;
 }
 
-Plan plan_backward(const Problem& problem, bool need_queries, bool need_documents) {
+Plan plan_residual(const Problem& problem, const TokenOffsets& offsets, const Residuals& residuals) {
   Plan plan;
-  if (problem.pairs == 0 || problem.argmax_width == 0 || !(need_queries || need_documents)) return plan;
-  const Role spare = Role::grad_scores;
-  const bool list = problem.pairing == Pairing::list;
-  const int64_t query_rows = token_rows(problem.queries), document_rows = token_rows(problem.documents);
-  Binding query_norms{kQueryNorms, spare}, document_norms{kDocumentNorms, spare};
-  const auto norms = [&](const Segments& side, Role role, int64_t rows, Binding& result) {
-    if (!problem.normalize || rows == 0) return;
+  if (problem.pairs == 0) return plan;
+  const DType tile = problem.queries.dtype;
+  ForwardParams params = forward_params(problem, offsets, tile, Stacking::as_many_as_fit);
+  params.problem.normalize =
+      (problem.normalize ? kNormalizeQueries : 0) | (residuals.normalize ? kNormalizeDocuments : 0);
+  params.residual = {residuals.row_bytes,
+                     residuals.centroid_count,
+                     residuals.nbits,
+                     residuals.codes.bytes,
+                     residuals.codes.is_signed,
+                     static_cast<Element>(residuals.centroid_type),
+                     static_cast<Element>(residuals.weight_type),
+                     0};
+  Dispatch& dispatch = add_forward(plan, problem, params, "maxsim_residual_", tile, saves(problem) ? "_argmax" : "");
+  const auto present = [](bool has, Role role) { return has ? role : Role::scores; };
+  const bool tokens = token_rows(problem.documents) > 0;
+  dispatch.bindings.push_back({kArgmax, saved(problem, Role::argmax)});
+  dispatch.bindings.push_back({kCodes, present(tokens, Role::codes)});
+  dispatch.bindings.push_back({kCentroids, present(residuals.centroid_count > 0, Role::centroids)});
+  dispatch.bindings.push_back({kBucketWeights, Role::bucket_weights});
+  return plan;
+}
+
+Plan plan_approx(const Problem& problem, const Approximation& approximation) {
+  Plan plan;
+  if (problem.pairs == 0) return plan;
+  const Segments& documents = problem.documents;
+  plan.dispatches.emplace_back();
+  Dispatch& dispatch = plan.dispatches.back();
+  dispatch.kernel = "maxsim_approx";
+  dispatch.params = ApproxParams{side_params(documents),
+                                 problem.pairs,
+                                 problem.queries.dim,
+                                 approximation.centroid_count,
+                                 approximation.codes.bytes,
+                                 approximation.codes.is_signed,
+                                 approximation.probed != nullptr,
+                                 0};
+  const Role spare = Role::scores;
+  const bool extents = documents.packed() || documents.lengths;
+  dispatch.bindings = {{kDocumentExtents, extents ? Role::document_extents : spare},
+                       {kScores, Role::scores},
+                       {kCodes, token_rows(documents) > 0 ? Role::codes : spare},
+                       {kCentroidScores, Role::centroid_scores},
+                       {kProbed, approximation.probed ? Role::probed : spare}};
+  dispatch.grid[0] = clamp_grid(ceil_div(problem.pairs, kSimdgroups), kMaxGridY);
+  return plan;
+}
+
+Plan plan_soft_forward(const Problem& problem, const TokenOffsets& offsets, double tau) {
+  Plan plan;
+  if (problem.pairs == 0) return plan;
+  const DType tile = tile_dtype(problem);
+  ForwardParams params = forward_params(problem, offsets, tile, Stacking::one_chunk);
+  params.tau = static_cast<float>(tau);
+  Dispatch& dispatch = add_forward(plan, problem, params, "maxsim_soft_", tile, saves(problem) ? "_parts" : "");
+  dispatch.bindings.push_back({kParts, saved(problem, Role::parts)});
+  return plan;
+}
+
+namespace {
+
+// What both backwards are made of: perhaps norms of either side, then a gradient for each.
+class BackwardPlan {
+ public:
+  explicit BackwardPlan(const Problem& problem) : problem_(problem) {
+    params_.problem = problem_params(problem);
+    add_norms(problem.queries, Role::queries, query_norms_);
+    add_norms(problem.documents, Role::documents, document_norms_);
+  }
+
+  // One dispatch for the gradient of a side that has rows, over `items` along one axis of the grid.
+  Dispatch& add(const char* kernel, bool of_queries, int64_t items) {
+    const bool list = problem_.pairing == Pairing::list;
+    const Role sorted = of_queries ? Role::sorted_query_ids : Role::sorted_document_ids;
+    const Role order = of_queries ? Role::query_order : Role::document_order;
+    plan.dispatches.emplace_back();
+    Dispatch& dispatch = plan.dispatches.back();
+    dispatch.kernel = kernel;
+    dispatch.bindings = problem_bindings(problem_, kSpare);
+    dispatch.bindings.push_back({kScores, Role::grad_scores});
+    dispatch.bindings.push_back({kSortedIds, list ? sorted : kSpare});
+    dispatch.bindings.push_back({kPairOrder, list ? order : kSpare});
+    dispatch.bindings.push_back(query_norms_);
+    dispatch.bindings.push_back(document_norms_);
+    dispatch.bindings.push_back({kGradient, of_queries ? Role::grad_queries : Role::grad_documents});
+    params_.items = items;
+    dispatch.params = params_;
+    return dispatch;
+  }
+
+  void set_tau(double tau) { params_.tau = static_cast<float>(tau); }
+
+  static constexpr Role kSpare = Role::grad_scores;
+  Plan plan;
+
+ private:
+  void add_norms(const Segments& side, Role role, Binding& result) {
+    const int64_t rows = token_rows(side);
+    if (!problem_.normalize || rows == 0) return;
     result.role = Role::workspace;
     result.offset = plan.workspace_bytes;
     plan.workspace_bytes += rows * static_cast<int64_t>(sizeof(float));
@@ -212,41 +322,52 @@ Plan plan_backward(const Problem& problem, bool need_queries, bool need_document
     dispatch.bindings = {{kQueries, role}, {kQueryNorms, Role::workspace, result.offset}};
     dispatch.grid[0] = clamp_grid(ceil_div(rows, kSimdgroups), kMaxGridX);
     plan.dispatches.push_back(std::move(dispatch));
-  };
-  norms(problem.queries, Role::queries, query_rows, query_norms);
-  norms(problem.documents, Role::documents, document_rows, document_norms);
-  BackwardParams params{};
-  params.problem = problem_params(problem);
-  const auto gradient = [&](const char* kernel, Role sorted, Role order, Role out) -> Dispatch& {
-    Dispatch dispatch;
-    dispatch.kernel = kernel;
-    dispatch.bindings = problem_bindings(problem, spare);
-    dispatch.bindings.push_back({kScores, Role::grad_scores});
-    dispatch.bindings.push_back({kArgmax, Role::argmax});
-    dispatch.bindings.push_back({kSortedIds, list ? sorted : spare});
-    dispatch.bindings.push_back({kPairOrder, list ? order : spare});
-    dispatch.bindings.push_back(query_norms);
-    dispatch.bindings.push_back(document_norms);
-    dispatch.bindings.push_back({kGradient, out});
-    dispatch.params = params;
-    plan.dispatches.push_back(std::move(dispatch));
-    return plan.dispatches.back();
-  };
-  if (need_queries && query_rows > 0) {
-    params.items = problem.queries.count * problem.argmax_width;
-    Dispatch& dispatch =
-        gradient("maxsim_backward_queries", Role::sorted_query_ids, Role::query_order, Role::grad_queries);
-    dispatch.grid[0] = clamp_grid(ceil_div(params.items, kSimdgroups), kMaxGridX);
   }
-  if (need_documents && document_rows > 0) {
-    params.items = problem.documents.count;
-    Dispatch& dispatch =
-        gradient("maxsim_backward_documents", Role::sorted_document_ids, Role::document_order, Role::grad_documents);
+
+  const Problem& problem_;
+  BackwardParams params_{};
+  Binding query_norms_{kQueryNorms, kSpare}, document_norms_{kDocumentNorms, kSpare};
+};
+
+bool nothing_to_sum(const Problem& problem) { return problem.pairs == 0 || problem.argmax_width == 0; }
+
+}  // namespace
+
+Plan plan_backward(const Problem& problem, bool need_queries, bool need_documents) {
+  if (nothing_to_sum(problem) || !(need_queries || need_documents)) return {};
+  BackwardPlan build(problem);
+  if (need_queries && token_rows(problem.queries) > 0) {
+    const int64_t items = problem.queries.count * problem.argmax_width;
+    Dispatch& dispatch = build.add("maxsim_backward_queries", true, items);
+    dispatch.bindings.push_back({kArgmax, Role::argmax});
+    dispatch.grid[0] = clamp_grid(ceil_div(items, kSimdgroups), kMaxGridX);
+  }
+  if (need_documents && token_rows(problem.documents) > 0) {
+    Dispatch& dispatch = build.add("maxsim_backward_documents", false, problem.documents.count);
+    dispatch.bindings.push_back({kArgmax, Role::argmax});
     dispatch.grid[0] = clamp_grid(ceil_div(typical_length(problem.documents), kGradientTokens), kMaxGridX);
-    dispatch.grid[1] = clamp_grid(params.items, kMaxGridY);
+    dispatch.grid[1] = clamp_grid(problem.documents.count, kMaxGridY);
     dispatch.threadgroup_bytes = kBackwardMemoryBytes;
   }
-  return plan;
+  return std::move(build.plan);
+}
+
+Plan plan_soft_backward(const Problem& problem, double tau, bool need_queries, bool need_documents) {
+  if (nothing_to_sum(problem) || !(need_queries || need_documents)) return {};
+  BackwardPlan build(problem);
+  build.set_tau(tau);
+  const auto add = [&](const char* kernel, bool of_queries, const Segments& side) {
+    if (token_rows(side) == 0) return;
+    Dispatch& dispatch = build.add(kernel, of_queries, side.count);
+    bind_masks(dispatch, problem, BackwardPlan::kSpare);
+    dispatch.bindings.push_back({kParts, Role::parts});
+    dispatch.grid[0] = clamp_grid(ceil_div(typical_length(side), kSoftRows), kMaxGridX);
+    dispatch.grid[1] = clamp_grid(side.count, kMaxGridY);
+    dispatch.threadgroup_bytes = kSoftMemoryBytes;
+  };
+  if (need_queries) add("maxsim_soft_backward_queries", true, problem.queries);
+  if (need_documents) add("maxsim_soft_backward_documents", false, problem.documents);
+  return std::move(build.plan);
 }
 
 }  // namespace metal_backend

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../maxsim_common/problem.h"
+#include "../maxsim_common/residuals.h"
 #include "params.h"
 
 namespace maxsim {
@@ -34,8 +35,14 @@ enum class Role : int32_t {
   grad_documents,
   workspace,
   codes,
-  table,   // centroids, or scales
-  second,  // bucket weights, or minima
+  centroids,
+  bucket_weights,
+  query_scales,
+  document_scales,
+  document_minima,
+  parts,  // of the soft maximum
+  centroid_scores,
+  probed,
   count
 };
 
@@ -47,7 +54,7 @@ struct Binding {
 
 struct Dispatch {
   std::string kernel;
-  std::variant<ForwardParams, NormParams, BackwardParams> params;  // bound at kParams
+  std::variant<ForwardParams, NormParams, BackwardParams, ApproxParams> params;  // bound at kParams
   std::vector<Binding> bindings;
   uint32_t grid[2] = {1, 1};  // threadgroups of kThreads threads
   int32_t threadgroup_bytes = 0;
@@ -64,18 +71,20 @@ struct TokenOffsets {
   int64_t documents = 0;
 };
 
-// Documents that are not stored as their features. Only the counts of `problem.documents` mean something then.
-struct Compression {
-  Format format = Format::dense;
-  FormatParams params{};
-  bool normalize_queries = false;
-  bool normalize_documents = false;
-};
+Plan plan_forward(const Problem& problem, const TokenOffsets& offsets);
 
-Plan plan_forward(const Problem& problem, const TokenOffsets& offsets, const Compression& compression = {});
+// Documents of centroids and residuals, whose `problem.documents` has counts but no features.
+Plan plan_residual(const Problem& problem, const TokenOffsets& offsets, const Residuals& residuals);
+
+// The similarities of a problem's queries, one feature for each query token, with every centroid are looked up.
+Plan plan_approx(const Problem& problem, const Approximation& approximation);
 
 // Gradients are contiguous and zeroed; pair lists need the stable sort of both their ids.
 Plan plan_backward(const Problem& problem, bool need_queries, bool need_documents);
+
+// A problem's argmax width counts the parts of its scores here; kNoArgmax asks for none.
+Plan plan_soft_forward(const Problem& problem, const TokenOffsets& offsets, double tau);
+Plan plan_soft_backward(const Problem& problem, double tau, bool need_queries, bool need_documents);
 
 }  // namespace metal_backend
 }  // namespace maxsim

@@ -3,7 +3,6 @@ Its wheels are in .venv/colpali, because torchvision breaks transformers where i
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -81,26 +80,6 @@ def test_losses_agree(maxsim, monkeypatch, name, offset, options):
         mine, theirs = mine[..., :-PADDING, :], theirs[..., :-PADDING, :]
         assert theirs.any()
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
-
-
-def test_a_smooth_maximum_in_parts(maxsim, monkeypatch):
-    """Where it has no kernel: the parts change neither value nor gradient, and none holds more than it may."""
-    module = sys.modules[f"{maxsim.__name__}.integrations.colpali_engine"]
-    held: list[int] = []
-    logsumexp = torch.logsumexp
-    monkeypatch.setattr(torch, "logsumexp", lambda x, dim: held.append(x.numel()) or logsumexp(x, dim=dim))
-    for shape in ((10, 6, 16), (3, 10, 6, 16)):
-        Q, D = tensors(3, 5, 16).requires_grad_(), tensors(*shape).requires_grad_()
-        results = []
-        for budget in (1 << 20, 400):
-            monkeypatch.setattr(module, "_SIMILARITIES", budget)
-            held.clear()
-            scores = module._in_parts(Q, D, 0.1)
-            results.append((scores, *torch.autograd.grad(scores.square().sum(), (Q, D))))
-            assert max(held) <= budget
-        assert len(held) > 4
-        for whole, parts in zip(*results, strict=True):
-            torch.testing.assert_close(parts, whole)
 
 
 def test_score_multi_vector_keeps_the_order(maxsim, monkeypatch):

@@ -21,14 +21,21 @@ int64_t element_bytes(const Tensor& t) {
     case ScalarType::Bool:
     case ScalarType::Byte:
     case ScalarType::Char:
+    case ScalarType::Float8_e4m3fn:
+    case ScalarType::Float8_e5m2:
       return 1;
     case ScalarType::Half:
     case ScalarType::BFloat16:
+    case ScalarType::Short:
+    case ScalarType::UInt16:
       return 2;
+    case ScalarType::Int:
+    case ScalarType::Float:
+      return 4;
     case ScalarType::Long:
       return 8;
     default:
-      return 4;
+      throw std::runtime_error("a tensor of a type that no op takes");
   }
 }
 
@@ -42,47 +49,52 @@ RoleBuffer buffer_of(const Tensor& t) {
   return {const_cast<char*>(start), offset * bytes, (last + 1) * bytes};
 }
 
-void set_problem(MetalBuffers& buffers, MAXSIM_PROBLEM_PARAMETERS) {
-  buffers.set(Role::queries, queries);
-  buffers.set(Role::documents, documents);
-  buffers.set(Role::query_extents, query_offsets ? query_offsets : query_lengths);
-  buffers.set(Role::document_extents, document_offsets ? document_offsets : document_lengths);
-  buffers.set(Role::query_mask, query_mask);
-  buffers.set(Role::document_mask, document_mask);
-  buffers.set(Role::query_ids, pair_queries);
-  buffers.set(Role::document_ids, pair_documents);
+void run_forward(const BoundProblem& bound, MAXSIM_PROBLEM_PARAMETERS, const Tensor& scores, const Tensor* argmax) {
+  MetalBuffers buffers;
+  buffers.set_problem({MAXSIM_PROBLEM_ARGUMENTS});
+  buffers.set(Role::scores, scores);
+  if (argmax) buffers.set(Role::argmax, *argmax);
+  buffers.run(metal_backend::plan_forward(bound.problem, buffers.token_offsets()), queries);
 }
+
+}  // namespace
 
 void require_path(int64_t path) {
   if (path != 0 && path != kMetalPath)
     throw std::runtime_error("path " + std::to_string(path) + " does not run on MPS");
 }
 
-void run_forward(const BoundProblem& bound, MAXSIM_PROBLEM_PARAMETERS, const Tensor& scores, const Tensor* argmax) {
-  MetalBuffers buffers;
-  set_problem(buffers, MAXSIM_PROBLEM_ARGUMENTS);
-  buffers.set(Role::scores, scores);
-  if (argmax) buffers.set(Role::argmax, *argmax);
-  buffers.run(metal_backend::plan_forward(bound.problem, buffers.token_offsets()), queries);
+void MetalBuffers::set(Role role, const Tensor& t) { buffers_[static_cast<size_t>(role)] = buffer_of(t); }
+
+void MetalBuffers::set_problem(const ProblemArguments& a) {
+  set(Role::queries, a.queries);
+  set(Role::documents, a.documents);
+  set(Role::query_extents, a.query_offsets ? a.query_offsets : a.query_lengths);
+  set(Role::document_extents, a.document_offsets ? a.document_offsets : a.document_lengths);
+  set(Role::query_mask, a.query_mask);
+  set(Role::document_mask, a.document_mask);
+  set(Role::query_ids, a.pair_queries);
+  set(Role::document_ids, a.pair_documents);
 }
 
-// Stable order of a pair list's ids, so that a segment's pairs are neighbours in pair order.
-void set_sorted(MetalBuffers& buffers, const Tensor& ids, Role values_role, Role order_role,
-                std::array<Tensor, 2>& keep) {
+void MetalBuffers::set_sorted(const Tensor& ids, Role values, Role order) {
   const Tensor wide = torch::stable::to(ids, ScalarType::Long);
   std::array<StableIValue, 4> stack{torch::stable::detail::from(wide),
                                     torch::stable::detail::from(std::optional<bool>(true)),
                                     torch::stable::detail::from(int64_t{0}), torch::stable::detail::from(false)};
   if (torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION))
     throw std::runtime_error("sorting the pair ids failed");
-  keep = {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
-  buffers.set(values_role, keep[0]);
-  buffers.set(order_role, keep[1]);
+  sorted_.push_back(torch::stable::detail::to<Tensor>(stack[0]));
+  set(values, sorted_.back());
+  sorted_.push_back(torch::stable::detail::to<Tensor>(stack[1]));
+  set(order, sorted_.back());
 }
 
-}  // namespace
-
-void MetalBuffers::set(Role role, const Tensor& t) { buffers_[static_cast<size_t>(role)] = buffer_of(t); }
+void MetalBuffers::set_sorted_pairs(const ProblemArguments& a, bool by_query, bool by_document) {
+  if (!a.pair_queries) return;
+  if (by_query) set_sorted(*a.pair_queries, Role::sorted_query_ids, Role::query_order);
+  if (by_document) set_sorted(*a.pair_documents, Role::sorted_document_ids, Role::document_order);
+}
 
 metal_backend::TokenOffsets MetalBuffers::token_offsets() const {
   const auto offset = [&](Role role) { return buffers_[static_cast<size_t>(role)].offset; };
@@ -125,17 +137,12 @@ std::tuple<Tensor, Tensor> backward_mps(const Tensor& grad_scores, const Tensor&
   const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, 0.0, width);
   const BackwardTensors t = bind_backward(bound, grad_scores, argmax, queries, documents, need_queries, need_documents);
   MetalBuffers buffers;
-  set_problem(buffers, MAXSIM_PROBLEM_ARGUMENTS);
+  buffers.set_problem({MAXSIM_PROBLEM_ARGUMENTS});
   buffers.set(Role::grad_scores, t.grad_scores);
   buffers.set(Role::argmax, t.argmax);
   if (need_queries) buffers.set(Role::grad_queries, t.grad_queries);
   if (need_documents) buffers.set(Role::grad_documents, t.grad_documents);
-  std::array<Tensor, 2> by_query, by_document;  // alive until the work is enqueued; torch's allocator keeps the order
-  if (bound.problem.pairing == Pairing::list) {
-    if (need_queries) set_sorted(buffers, *pair_queries, Role::sorted_query_ids, Role::query_order, by_query);
-    if (need_documents)
-      set_sorted(buffers, *pair_documents, Role::sorted_document_ids, Role::document_order, by_document);
-  }
+  buffers.set_sorted_pairs({MAXSIM_PROBLEM_ARGUMENTS}, need_queries, need_documents);
   buffers.run(metal_backend::plan_backward(bound.problem, need_queries, need_documents), queries);
   return {t.grad_queries, t.grad_documents};
 }

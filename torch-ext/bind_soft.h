@@ -31,6 +31,7 @@ SoftBackwardTensors bind_soft_backward(const BoundProblem& bound, const Tensor& 
 
 MAXSIM_DECLARE_SOFT_OPS(cpu)
 MAXSIM_DECLARE_SOFT_OPS(cuda)
+MAXSIM_DECLARE_SOFT_OPS(mps)
 
 #undef MAXSIM_DECLARE_SOFT_OPS
 

@@ -7,6 +7,7 @@ import sys
 from types import ModuleType
 
 import helpers
+import helpers_quantised as hq
 import torch
 from helpers import Batch
 from torch import Tensor
@@ -158,31 +159,33 @@ def unpacked(residuals: Tensor, nbits: int, dim: int) -> Tensor:
     return (residuals[..., None].long() >> shifts & 2**nbits - 1).flatten(-2)[..., :dim]
 
 
-def assert_decompressed(got: tuple[Tensor, Tensor], queries: Tensor, documents: list[Tensor], limit: float) -> None:
-    """Within ``limit`` of float64 over the decompressed documents; each winner as good as the best token."""
+def assert_exact(got: tuple[Tensor, Tensor], pairs: list, batch: Batch, limit: float) -> None:
+    """Within ``limit`` of float64 over what is stored; each winner as good as the best token."""
     scores, argmax = (x.cpu() for x in got)
-    for i, query in enumerate(queries):
-        for j, document in enumerate(documents):
-            want = helpers.truth(query, document, empty_score=-2.0)
-            assert abs(scores[i, j].double() - want.score) <= limit * want.scale
-            if want.filled:
-                chosen = want.similarities.gather(1, argmax[i, j, :, None].long())[:, 0]
-                assert ((want.similarities.amax(1) - chosen).abs() <= limit * want.scale).all()
-            else:
-                assert (argmax[i, j] == -1).all()
+    scores, argmax = scores.flatten(), argmax.view(scores.numel(), -1)
+    for (i, j), score, winners in zip(pairs, scores, argmax, strict=True):
+        query = batch.queries[i]
+        want = helpers.truth(query, batch.documents[j], empty_score=-2.0)
+        assert abs(score.double() - want.score) <= limit * want.scale
+        if want.filled:
+            chosen = want.similarities.gather(1, winners[: len(query), None].long())[:, 0]
+            assert ((want.similarities.amax(1) - chosen).abs() <= limit * want.scale).all()
+        assert (winners[len(query) if want.filled else 0 :] == -1).all()
 
 
 def residuals(m: ModuleType, device: str) -> None:
-    """Every width of a bucket, padded and packed, a code that names no centroid."""
+    """Every width of a bucket and of a code, padded, packed and listed; a code that names no centroid."""
     generator = torch.Generator().manual_seed(2)
     lengths = torch.tensor([70, 1, 0, 33])
     offsets = torch.tensor([0, 70, 71, 71, 104], dtype=torch.int32)
+    pairs = [(i, j) for i in range(2) for j in range(4)]
+    listed = torch.tensor([(1, 3), (0, 2), (0, 0), (1, 3), (1, 0)])
     limits = {torch.float16: 2e-4, torch.bfloat16: 2e-3, torch.float32: 1e-5}
-    for nbits, dtype, normalize in (
-        (1, torch.float16, True),
-        (2, torch.float32, True),
-        (4, torch.float16, False),
-        (8, torch.bfloat16, True),
+    for nbits, dtype, normalize, width in (
+        (1, torch.float16, True, torch.uint8),
+        (2, torch.float32, True, torch.int16),
+        (4, torch.float16, False, torch.int8),
+        (8, torch.bfloat16, True, torch.int32),
     ):
         dim = 36
         queries = torch.randn(2, 40, dim, generator=generator).to(dtype)
@@ -193,48 +196,139 @@ def residuals(m: ModuleType, device: str) -> None:
         tokens = centroids[codes].double() + weights.double()[unpacked(packed, nbits, dim)]
         if normalize:
             tokens = torch.nn.functional.normalize(tokens, dim=-1)
-        documents = [row[:n] for row, n in zip(tokens, lengths.tolist(), strict=True)]
+        stored = Batch(list(queries.double()), [row[:n] for row, n in zip(tokens, lengths.tolist(), strict=True)])
         keep = torch.arange(75) < lengths[:, None]
         op = ops_of(m).residual_forward
 
         def score(codes: Tensor, packed: Tensor, *metadata: Tensor | None) -> tuple[Tensor, Tensor]:
-            arguments = [queries, codes, packed, *metadata, None, None, centroids, weights, None]  # noqa: B023
+            arguments = [queries, codes, packed, *metadata, centroids, weights, None]  # noqa: B023
             arguments = [x if x is None else x.to(device) for x in arguments]
             return op(*arguments, 0.0, nbits, False, normalize, -2.0, 0, True)  # noqa: B023
 
+        none = [None] * 4
         forms = (
-            score(codes, packed, None, lengths, None, None),
-            score(codes.int(), packed, None, None, None, keep),
-            score(codes[keep], packed[keep], offsets, None, None, None),
+            score(codes, packed, None, lengths, *none),
+            score(codes.to(width), packed, None, None, None, keep, None, None),
+            score(codes[keep], packed[keep], offsets, None, *none),
         )
         for got in forms:
-            assert_decompressed(got, queries, documents, limits[dtype])
+            assert_exact(got, pairs, stored, limits[dtype])
             assert all(torch.equal(*pair) for pair in zip(got, forms[0], strict=True))
+        some = score(codes, packed, None, lengths, None, None, *listed.T)
+        assert all(torch.equal(got, want[*listed.T]) for got, want in zip(some, forms[0], strict=True))
         codes[3, 5], codes[0, 74], codes[1, 1] = 9, -(2**62), 2**62  # only the first is of a token that counts
-        scores, _ = score(codes, packed, None, lengths, None, None)
+        scores, _ = score(codes, packed, None, lengths, *none)
         assert scores[:, 3].isnan().all() and torch.equal(scores[:, :3], forms[0][0][:, :3])
 
 
-def eight_bits(m: ModuleType, device: str) -> None:
-    """Signed without minima, unsigned with them; the products are exact in every tile."""
-    generator = torch.Generator().manual_seed(3)
-    lengths = torch.tensor([50, 0, 129], dtype=torch.int32)
-    for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        queries = torch.randn(3, 33, 20, generator=generator).to(dtype)
-        for with_minima in (False, True):
-            values = torch.randint(256, (3, 130, 20), generator=generator).to(torch.uint8)
-            values = values if with_minima else values.view(torch.int8)
-            scales = (torch.rand(3, 130, 1, generator=generator) * 0.01).half()
-            minima = (torch.randn(3, 130, generator=generator)).half() if with_minima else None
-            tokens = values.double() * scales.double() + (minima.double()[..., None] if with_minima else 0)
-            documents = [row[:n] for row, n in zip(tokens, lengths.tolist(), strict=True)]
-            factors = [None if x is None else x.float().view(3, 130) for x in (scales, minima)]
-            arguments = [queries, values, None, None, None, lengths, *[None] * 5, *factors]
-            arguments = [x if x is None else x.to(device) for x in arguments]
-            got = ops_of(m).quantised_forward(*arguments, 1, 1, 8, -2.0, 0, 33)
-            assert_decompressed(got, queries, documents, 3e-6)
+def stored(m: ModuleType, device: str) -> None:
+    """Eight-bit floats and integers, with minima and without, and bits; queries of floats and of integers."""
+    for name in ("e4m3_token", "e5m2_token", "e4m3_tensor", "affine_bf16", "symmetric_f32", "int8x8", "binary_f16"):
+        sides = hq.quantise(m, name, Batch.random([9, 0, 37], [21, 1, 0, 140, 5, 33], 36, HALF))
+        for layout in (hq.cross_lengths, hq.slab, hq.varlen, hq.listed):
+            laid = layout(sides, "cpu")
+            try:
+                there = [hq.mapped(side, lambda x: x.to(device)) for side in laid.sides]
+            except TypeError:  # torch's MPS backend may be without eight-bit floats
+                continue
+            options = {key: value.to(device) for key, value in laid.options.items()}
+            got = m.quantised.score_with_argmax(*there, **options, empty_score=-2.0)
+            assert_exact(got, laid.pairs, sides.truth, 3e-6)
+            assert torch.equal(m.quantised.score(*there, **options, empty_score=-2.0), got[0])
+
+
+def every_byte(m: ModuleType, device: str) -> None:
+    """All 256 values of a byte, one a document, read one by one and four at a time: what torch says that they are."""
+    codes = torch.arange(256).byte()
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8):
+        for dim in (1, 4):
+            documents = codes.view(256, 1, 1).expand(256, 1, dim).contiguous().view(dtype)
+            try:
+                documents = m.quantised.Quantised(documents.to(device))
+            except TypeError:  # as above
+                continue
+            scores = m.quantised.score(torch.ones(1, dim).to(device), documents).flatten().cpu()
+            torch.testing.assert_close(scores, dim * codes.view(dtype).float(), rtol=0, atol=0, equal_nan=True)
+
+
+def blocks(m: ModuleType, device: str) -> None:
+    """One scale and minimum for several neighbouring tokens, padded and packed: what single ones give."""
+    generator = torch.Generator().manual_seed(4)
+    values = torch.randint(256, (3, 40, 24), generator=generator).byte().to(device)
+    queries = torch.randn(2, 33, 24, generator=generator).half().to(device)
+    scale, minimum = (torch.rand(3, 6, generator=generator).to(device) for _ in range(2))
+    each = [x.repeat_interleave(7, dim=1)[:, :40] for x in (scale, minimum)]
+    want = m.quantised.score(queries, m.quantised.Quantised(values, *each))
+    assert torch.equal(m.quantised.score(queries, m.quantised.Quantised(values, scale, minimum, block=7)), want)
+    flat = m.quantised.Quantised(values.flatten(0, 1), *(x.flatten() for x in each))
+    offsets = torch.arange(0, 121, 40, device=device)
+    assert torch.equal(m.quantised.score(queries, flat, cu_seqlens_d=offsets), want)
+
+
+def by_centroids(m: ModuleType, device: str) -> None:
+    """Looked up, with and without centroids that were probed, and codes that name none."""
+    generator = torch.Generator().manual_seed(5)
+    table = torch.randn(3, 11, 37, generator=generator)
+    codes = torch.randint(11, (104,), generator=generator)
+    codes[7], codes[100] = 11, -1
+    offsets, known = torch.tensor([0, 70, 71, 71, 104]), codes.where((codes >= 0) & (codes < 11), 0)
+    probed = torch.rand(3, 11, generator=generator) < 0.1
+    segments = [known[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    for probe in (None, probed):
+        arguments = [x if x is None else x.to(device) for x in (table, codes, offsets, None, probe)]
+        got = ops_of(m).approx_forward(*arguments).cpu()
+        for i, j in ((i, j) for i in range(3) for j in range(4)):
+            empty = 0.0 if probe is None else -torch.inf
+            want = table[i, segments[j]].double().amax(0).sum().item() if len(segments[j]) else empty
+            if probe is not None and not probe[i, segments[j]].any():
+                want = -torch.inf
+            assert got[i, j].item() == want or abs(got[i, j].item() - want) < 1e-5
+
+
+def soft(m: ModuleType, device: str) -> None:
+    """Scores, parts and gradients under a soft maximum, with holes in masks, in every layout."""
+    generator = torch.Generator().manual_seed(6)
+    none = [None] * 8
+    for dtype, dim, tau, normalize in (
+        (torch.float16, 35, 0.2, False),
+        (torch.float32, 136, 0.2, True),
+        (torch.float32, 8, 0.005, False),  # shares of what is masked would not be finite
+    ):
+        queries, documents = (torch.randn(3, n, dim, generator=generator).to(dtype) / dim**0.5 for n in (40, 75))
+        if tau < 0.01:
+            queries, documents = queries.abs(), -documents.abs() - 0.1
+        q_mask, d_mask = (torch.rand(3, n, generator=generator) < 0.7 for n in (40, 75))
+        d_mask[1], options = False, {"tau": tau, "normalize": normalize, "empty_score": -2.0}
+        for pairing in ("cross", "slab"):
+            shape = (3, 3, 75, dim) if pairing == "slab" else (3, 75, dim)
+            mask = d_mask.expand(shape[:-1])
+            sides = [queries.clone(), documents.expand(shape).clone()]
+            there = [x.to(device).requires_grad_() for x in sides]
+            scores = m.soft_maxsim(*there, q_mask.to(device), mask.to(device), **options)
+            exact = [x.double().requires_grad_() for x in sides]
+            want = m.soft_maxsim_reference(*exact, q_mask, mask, **options)
+            torch.testing.assert_close(scores.cpu().double(), want, rtol=1e-5, atol=1e-5)
+            upstream = torch.randn(want.shape, generator=generator)
+            got = torch.autograd.grad(scores, there, upstream.to(device))
+            for mine, truth in zip(got, torch.autograd.grad(want, exact, upstream.double()), strict=True):
+                torch.testing.assert_close(mine.cpu().double(), truth, rtol=2e-3, atol=2e-5)
+        q, d = queries.to(device), documents.to(device)
+        ops = ops_of(m)
+        padded, parts = ops.soft_forward_parts(q, d, *none, tau, normalize, -2.0, 0, 40)
+        torch.testing.assert_close(parts.sum(-1), padded, rtol=1e-5, atol=1e-5)
+        offsets = [torch.arange(0, 3 * n + 1, n, device=device) for n in (40, 75)]
+        flat = (q.flatten(0, 1), d.flatten(0, 1), *offsets, *none[:4])
+        ids = torch.tensor([2, 0, 1, 2], device=device), torch.tensor([1, 0, 0, 1], device=device)
+        listed, some = ops.soft_forward_parts(*flat, *ids, tau, normalize, -2.0, 0, 40)
+        assert torch.equal(listed, padded[ids]) and torch.equal(some, parts[ids])
+        apart = ops.soft_backward(torch.ones_like(listed), some, *flat, *ids, tau, normalize, True, True, 0)
+        upstream = torch.zeros_like(padded).index_put_(ids, torch.ones_like(listed), accumulate=True)
+        together = ops.soft_backward(upstream, parts, q, d, *none, tau, normalize, True, True, 0)
+        for mine, other in zip(apart, together, strict=True):
+            torch.testing.assert_close(mine.view(other.shape), other, rtol=2e-3, atol=2e-5)
 
 
 DENSE = (ties_and_nan, strides, hostile_winners, gradients, hostile_metadata, masks, layouts)
-COMPRESSED = (residuals, eight_bits)
-CHECKS = (*DENSE, *COMPRESSED)
+COMPRESSED = (every_byte, residuals, stored, blocks, by_centroids)
+SOFT = (soft,)
+CHECKS = (*DENSE, *COMPRESSED, *SOFT)

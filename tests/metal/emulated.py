@@ -65,8 +65,9 @@ def kernels_of(source: str) -> list[Kernel]:
     """The kernels that a .metal file defines, as the Metal compiler would find them."""
     source = without_comments(source)
     signatures: dict[str, tuple[bool, tuple[Argument, ...]]] = {}
+    attribute = r"\[\[kernel, max_total_threads_per_threadgroup\(kThreads\)\]\]"
     for found in re.finditer(
-        r"(template\s*<[^>]*>\s*)?\[\[kernel\]\]\s*void\s+(\w+)\s*\((.*?)\)\s*\{", source, re.DOTALL
+        rf"(template\s*<[^>]*>\s*)?{attribute}\s*void\s+(\w+)\s*\((.*?)\)\s*\{{", source, re.DOTALL
     ):
         arguments = []
         for text in re.split(r",(?![^(]*\))", found[3]):
@@ -116,11 +117,11 @@ def translation_unit(metal: Path, only: Iterable[str] | None = None) -> str:
     return "\n".join(lines)
 
 
-def _included(source: Path) -> set[Path]:
+def included(source: Path) -> set[Path]:
     """The headers beside a source that it includes, and theirs."""
     names = re.findall(r'#include "([\w.]+)"', source.read_text())
     direct = {source.parent / name for name in names}
-    return direct.union(*map(_included, direct))
+    return direct.union(*map(included, direct))
 
 
 def _registry(stems: list[str]) -> str:
@@ -250,7 +251,7 @@ def build(flavour: Flavour, kernels: Path = KERNELS, only: Iterable[str] | None 
     binding = ROOT / "torch-ext"
     inputs = [p for d in (kernels, EMULATOR, ROOT / "maxsim_common") for p in d.iterdir() if p.is_file()]
     inputs += [p for p in OBJC.rglob("*") if p.is_file()]
-    inputs += [*binding.glob("*.cpp"), *binding.glob("*.h"), *(binding / "maxsim").glob("*.py"), Path(__file__)]
+    inputs += [*binding.glob("*.cpp"), *binding.glob("*.h"), *(binding / "maxsim").rglob("*.py"), Path(__file__)]
     key = _digest(inputs, compiler, flavour.name, torch.__version__, ",".join(sorted(only or ())))
     target = OUTPUT / f"{flavour.name}-{key}"
     if target.is_dir():
@@ -280,20 +281,18 @@ def build(flavour: Flavour, kernels: Path = KERNELS, only: Iterable[str] | None 
     for source in sorted(metal.glob("*.metal")):
         unit = metal / f"{source.stem}.metal.cpp"
         unit.write_text(translation_unit(source, only))
-        units.append((unit, list(flavour.kernel_flags), [*metals, *_included(source)]))
+        units.append((unit, list(flavour.kernel_flags), [*metals, *included(source)]))
         stems.append(source.stem)
     (work / "registry.cpp").write_text(_registry(stems))
     units.append((work / "registry.cpp", [f"-I{emulator}"], shared))
     named = ["-O0", f"-DTORCH_EXTENSION_NAME=_maxsim_emulated_{PLACEHOLDER}", "-DMAXSIM_METAL_KEY=CPU"]
-    registering = (
-        "torch_binding",
-        "bind_hidden",
-        "bind_ranking",
-        "bind_residual",
-        "bind_soft",
-        "bind_metal_compressed",
-    )
-    units += [(glue / f"{name}.cpp", named, shared) for name in registering]
+    # Schemas and this backend's functions; those of other devices are in files that are named for them.
+    registering = [
+        source
+        for source in sorted(glue.glob("*.cpp"))
+        if "TORCH_EXTENSION_NAME" in source.read_text() and not source.stem.endswith(("_cpu", "_register", "_cuda"))
+    ]
+    units += [(source, named, shared) for source in registering]
     if flavour.objc:
         objc = work / "tests/metal/objc"
         shared += objc.rglob("*.h")

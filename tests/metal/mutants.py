@@ -22,10 +22,11 @@ class Mutant:
     old: str
     new: str
     nth: int = 0
-    compressed: bool = False  # it is the kernels of compressed documents that have to notice
+    kind: str = "dense"  # whose kernels have to notice
 
 
 TILE_BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);\n      stage<T, kFormat>"
+BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 BOUND = "{kQueryExtents, present(q.packed() || q.lengths, Role::query_extents)}"
 
 MUTANTS = [
@@ -45,9 +46,9 @@ MUTANTS = [
     Mutant(
         "no barrier before a score is summed up",
         "forward.h",
-        "settle_row(params, tensors, space, self, first_chunk, argmax);\n    "
+        "settle_row<Reduction>(params, tensors, space, self, first_chunk, saved);\n    "
         "threadgroup_barrier(mem_flags::mem_threadgroup);",
-        "settle_row(params, tensors, space, self, first_chunk, argmax);",
+        "settle_row<Reduction>(params, tensors, space, self, first_chunk, saved);",
     ),
     Mutant("a barrier that orders no memory", "forward.h", "mem_flags::mem_threadgroup", "mem_flags::mem_none", 2),
     Mutant(
@@ -56,14 +57,14 @@ MUTANTS = [
         "if (!has_tokens) continue;",
         "if (has_tokens) threadgroup_barrier(mem_flags::mem_threadgroup);\n    if (!has_tokens) continue;",
     ),
-    Mutant("one feature too far", "forward.h", "if (k + i < dim)", "if (k + i <= dim)"),
-    Mutant("a vector across the end of a row", "forward.h", "k + 4 <= dim", "k + 3 <= dim"),
-    Mutant("one query token too far", "forward.h", "if (token < query.length)\n", "if (token <= query.length)\n"),
+    Mutant("one feature too far", "tile.h", "if (k + i < dim)", "if (k + i <= dim)"),
+    Mutant("a vector across the end of a row", "tile.h", "k + 4 <= dim", "k + 3 <= dim"),
+    Mutant("one query token too far", "tile.h", "if (token < query.length)\n", "if (token <= query.length)\n"),
     Mutant(
         "one document token too far",
-        "forward.h",
-        "if (token < document.length) features",
-        "if (token <= document.length) features",
+        "tile.h",
+        "if (token < document.length)\n",
+        "if (token <= document.length)\n",
     ),
     Mutant("one winner too far", "forward.h", "c < candidates", "c <= candidates"),
     Mutant(
@@ -106,21 +107,69 @@ MUTANTS = [
     Mutant("a gradient that trusts the winner", "backward.h", "winner >= document.length ||", ""),
     Mutant("a gradient one token too far", "backward.h", "= int32_t(token);", "= int32_t(token) + 1;"),
     Mutant("a gradient for the first token alone", "backward.h", "won |= 1u << to;", "won |= 1u;"),
-    Mutant("a gradient without the norm's share", "backward.h", "dot * inverse * inverse", "0.0f * dot"),
+    Mutant("a gradient without the norm's share", "pairs.h", "dot * inverse * inverse", "0.0f * dot"),
     Mutant(
         "the plan swaps the norms",
         "plan.cpp",
-        "document_norms{kDocumentNorms, spare}",
-        "document_norms{kQueryNorms, spare}",
+        "document_norms_{kDocumentNorms, kSpare}",
+        "document_norms_{kQueryNorms, kSpare}",
     ),
     *(
-        Mutant(name, file, old, new, compressed=True)
+        Mutant(name, file, old, new, kind="compressed")
         for name, file, old, new in (
-            ("codes are trusted", "forward.h", "code < 0 || code >= format.centroids", "code < 0"),
-            ("the highest bits come first", "forward.h", ">> (bit % 8)", ">> (8 - format.bits - bit % 8)"),
-            ("a byte has no sign", "forward.h", "format.is_signed ?", "!format.row_bytes ?"),
+            ("codes are trusted", "tile.h", "code < 0 || code >= residual.centroids", "code < 0"),
+            ("the highest bits come first", "tile.h", ">> (bit % 8)", ">> (8 - residual.bits - bit % 8)"),
+            ("a byte has no sign", "device.h", "return float(int8_t(byte));", "return float(byte);"),
+            ("an eight-bit float without subnormals", "device.h", "if (exponent) value = as_type", "value = as_type"),
+            ("the first of a byte's bits is its highest", "device.h", ">> (k & 7)", ">> (7 - (k & 7))"),
             ("the minimum of a neighbour", "forward.h", "document_minimum[local] * ", "document_minimum[local ^ 1] * "),
-            ("the plan swaps weights and centroids", "plan.cpp", "{kTable, Role::table}", "{kTable, Role::second}"),
+            ("scales begin with every segment", "device.h", "first_row + token, f", "first_row * 0 + token, f"),
+            ("queries without their scales", "forward.h", "scale = query_factor", "scale = 1.0f; query_factor"),
+            ("narrow codes are wide", "device.h", "case 1:\n      return is_signed", "case 3:\n      return is_signed"),
+            ("the plan swaps weights and centroids", "plan.cpp", "0, Role::centroids)", "0, Role::bucket_weights)"),
+            ("the plan forgets how long a block is", "plan.cpp", "return {factor.block,", "return {1,"),
+            ("codes are trusted in the lookup", "approx.metal", "code < 0 || code >= params.centroids", "code < 0"),
+            ("a token too far in the lookup", "approx.metal", "t = 0; t < span.length", "t = 0; t <= span.length"),
+        )
+    ),
+    *(
+        Mutant(name, file, old, new, nth, kind="soft")
+        for name, file, old, new, nth in (
+            ("shares that are not rescaled", "forward.h", "(state.greatest - other.greatest) / tau", "0.0f", 0),
+            ("parts behind the last query token", "forward.h", "token < params.problem.argmax_width", "true", 0),
+            ("a soft step without its barrier", "soft_backward.h", BARRIER, "", 0),
+            ("rows are overwritten while they are read", "soft_backward.h", BARRIER, "", 3),
+            ("rows are read while they are written", "soft_backward.h", BARRIER, "", 2),
+            ("masked tokens have shares", "soft_backward.h", "&& space.other_kept[column]", "", 0),
+            ("shares of another's part", "soft_backward.h", "space.own_part[row] :", "space.own_part[row ^ 1] :", 0),
+            (
+                "without the other side's norm",
+                "soft_backward.h",
+                " * space.other_norm[column];\n        dots",
+                ";\n        dots",
+                0,
+            ),
+            (
+                "a soft gradient without the norm's share",
+                "soft_backward.h",
+                "fma(weight, product, dots[e])",
+                "0.0f * dots[e]",
+                0,
+            ),
+            (
+                "the plan swaps parts and gradients",
+                "plan.cpp",
+                "{kParts, Role::parts}",
+                "{kParts, Role::grad_scores}",
+                0,
+            ),
+            (
+                "the plan stacks soft queries",
+                "plan.cpp",
+                "tile, Stacking::one_chunk",
+                "tile, Stacking::as_many_as_fit",
+                0,
+            ),
         )
     ),
 ]
@@ -165,24 +214,35 @@ def mutated(mutant: Mutant, directory: Path) -> Path:
     return copy
 
 
-# What the checks run: fp16 tiles, and fp32 ones where sides differ; all tiles of compressed documents.
-DENSE = (
-    *("maxsim_forward_f16", "maxsim_forward_f16_argmax", "maxsim_forward_f32", "maxsim_forward_f32_argmax"),
-    *("maxsim_norms", "maxsim_backward_queries", "maxsim_backward_documents"),
-)
-COMPRESSED = tuple(f"maxsim_{form}_{tile}_argmax" for form in ("residual", "bytes") for tile in ("f16", "bf16", "f32"))
+TILES = ("f16", "bf16", "f32")
+# What the checks run: of dense tiles, fp16 and, where the sides differ, fp32.
+KERNELS = {
+    "dense": (
+        *("maxsim_forward_f16", "maxsim_forward_f16_argmax", "maxsim_forward_f32", "maxsim_forward_f32_argmax"),
+        *("maxsim_norms", "maxsim_backward_queries", "maxsim_backward_documents"),
+    ),
+    "compressed": (
+        "maxsim_approx",
+        *(f"maxsim_residual_{tile}_argmax" for tile in TILES),
+        *(f"maxsim_stored_{tile}{saved}" for tile in TILES for saved in ("", "_argmax")),
+    ),
+    "soft": (
+        *("maxsim_norms", "maxsim_soft_backward_queries", "maxsim_soft_backward_documents"),
+        *(f"maxsim_soft_{tile}_parts" for tile in ("f16", "f32")),
+    ),
+}
+CHECKS = {"dense": checks.DENSE, "compressed": checks.COMPRESSED, "soft": checks.SOFT}
 
 
 def build(flavour: emulated.Flavour, mutant: Mutant) -> Path:
     with tempfile.TemporaryDirectory() as directory:
-        kernels = COMPRESSED if mutant.compressed else DENSE
-        return emulated.build(flavour, mutated(mutant, Path(directory)), kernels)
+        return emulated.build(flavour, mutated(mutant, Path(directory)), KERNELS[mutant.kind])
 
 
-def complaint(target: Path, compressed: bool) -> str | None:
+def complaint(target: Path, kind: str) -> str | None:
     """What the checks find wrong with a build; None if they find nothing."""
     module = emulated.load(target)
-    for check in checks.COMPRESSED if compressed else checks.DENSE:
+    for check in CHECKS[kind]:
         try:
             check(module, "cpu")
         except (AssertionError, RuntimeError) as error:
@@ -192,13 +252,13 @@ def complaint(target: Path, compressed: bool) -> str | None:
 
 def complaints(flavour: emulated.Flavour, mutants: list[Mutant]) -> dict[str, str | None]:
     """By mutant, what its checks say. Builds run ahead of the checks."""
-    for compressed, kernels in ((False, DENSE), (True, COMPRESSED)):
-        found = complaint(emulated.build(flavour, only=kernels), compressed)
+    for kind in sorted({mutant.kind for mutant in mutants}):
+        found = complaint(emulated.build(flavour, only=KERNELS[kind]), kind)
         assert found is None, f"the checks fail without any edit: {found}"
     caught = {}
     with ThreadPoolExecutor(2) as pool:
         for mutant, target in zip(mutants, pool.map(lambda mutant: build(flavour, mutant), mutants), strict=True):
-            caught[mutant.name] = complaint(target, mutant.compressed)
+            caught[mutant.name] = complaint(target, mutant.kind)
             shutil.rmtree(target)  # nobody asks for it again
     return caught
 

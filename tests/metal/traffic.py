@@ -62,15 +62,17 @@ def count(m: ModuleType, shape: tuple[int, int, int, int]) -> dict[str, int]:
 def table(results: dict[str, dict[str, int]]) -> list[str]:
     """Rows of Markdown: what has to be moved, and what is."""
     lines = [
-        "| workload | documents | read of them | read of queries | written | score tiles written | products |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| workload | documents | read of them | read of queries | written | score tiles written | matrix products "
+        "| of those needed | barriers |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, r in results.items():
         done = r["multiplies"] * 2 * 8**3
         lines.append(
             f"| {name} | {r['documents_bytes'] / 1e6:.2f} MB | {r['documents_read'] / 1e6:.2f} MB "
             f"| {r['queries_read'] / 1e6:.2f} MB | {r['scores_written'] / 1e3:.2f} kB "
-            f"| {r['argmax_written'] + r['workspace_written']} B | {done / r['flops_needed']:.2f} of those needed |"
+            f"| {r['argmax_written'] + r['workspace_written']} B | {r['multiplies'] / 1e6:.2f} M "
+            f"| {done / r['flops_needed']:.2f} | {r['barriers'] / 1e3:.1f} k |"
         )
     return lines
 

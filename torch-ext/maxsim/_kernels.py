@@ -32,6 +32,5 @@ def _devices(op: str) -> frozenset[str]:
 
 
 DEVICES = _devices("forward")
-SOFT_DEVICES = _devices("soft_forward")
 HIDDEN_DEVICES = _devices("hidden_forward")
 RANK_DEVICES = _devices("rank")

@@ -40,7 +40,6 @@ def soft_maxsim(
 
     Raises:
         TypeError, ValueError, RuntimeError: an argument does not fit; the message names it.
-        NotImplementedError: the tensors are on a device whose kernels do not include this one.
     """
     return unbatched(_run(dense(Q, D, q_mask, d_mask), tau, normalize, empty_score), Q, D)
 
@@ -71,10 +70,6 @@ def _run(problem: Problem, tau: float, normalize: bool, empty_score: float) -> T
             problem = autocast(problem, torch.get_autocast_dtype(device))
         if device not in _kernels.DEVICES:
             return reference.soft_score(problem, tau, normalize, empty_score)
-        if device not in _kernels.SOFT_DEVICES:
-            raise NotImplementedError(
-                f"soft_maxsim has no kernel for {device} tensors; maxsim.soft_maxsim_reference takes them"
-            )
     options = (tau, normalize, empty_score, paths.forced)
     if not differentiable(problem):
         return _kernels.soft_forward(*problem, *options)

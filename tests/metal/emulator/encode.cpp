@@ -38,8 +38,14 @@ const char* const kRoleNames[] = {"queries",
                                   "document gradients",
                                   "workspace",
                                   "codes",
-                                  "centroids or scales",
-                                  "bucket weights or minima"};
+                                  "centroids",
+                                  "bucket weights",
+                                  "query scales",
+                                  "document scales",
+                                  "document minima",
+                                  "parts",
+                                  "centroid scores",
+                                  "probed centroids"};
 static_assert(sizeof(kRoleNames) / sizeof(*kRoleNames) == kRoles, "every role has a name");
 
 // A role's tensor in the GPU's memory: a copy of exactly its bytes, at the same distance from an aligned start, so
@@ -105,14 +111,18 @@ void run(const Plan& plan, Resident* residents) {
 
 void encode(const Plan& plan, const RoleBuffers& buffers) {
   Resident residents[kRoles];
-  bool writes_argmax = false;
-  for (const Dispatch& dispatch : plan.dispatches)
-    writes_argmax |= dispatch.kernel.find("_argmax") != std::string::npos;
+  const auto any_ends_in = [&](const std::string& suffix) {
+    return std::any_of(plan.dispatches.begin(), plan.dispatches.end(), [&](const Dispatch& dispatch) {
+      const std::string& name = dispatch.kernel;
+      return name.size() > suffix.size() && name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0;
+    });
+  };
+  const bool writes_argmax = any_ends_in("_argmax"), writes_parts = any_ends_in("_parts");
   for (int r = 0; r < kRoles; ++r) {
     const Role role = static_cast<Role>(r);
     const bool zeroed = role == Role::grad_queries || role == Role::grad_documents;
-    const bool output =
-        zeroed || role == Role::scores || role == Role::workspace || (role == Role::argmax && writes_argmax);
+    const bool output = zeroed || role == Role::scores || role == Role::workspace ||
+                        (role == Role::argmax && writes_argmax) || (role == Role::parts && writes_parts);
     if (buffers[r].storage) residents[r].fill(role, buffers[r], output, zeroed);
   }
   emulator::report = emulator::Report{};

@@ -7,17 +7,12 @@ import importlib
 from functools import wraps
 from typing import Callable
 
-import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from .. import _kernels
 from ..scoring import maxsim, maxsim_pairs
 from ..soft import soft_maxsim
 from .patching import Patch, Target, ours
-
-_SIMILARITIES = 1 << 25  # held at once for a smooth maximum, on devices that have no kernel for it
 
 
 def patch_colpali_engine() -> None:
@@ -25,9 +20,7 @@ def patch_colpali_engine() -> None:
 
     Reaches ``maxsim_inbatch`` and ``maxsim_kd`` wherever colpali-engine imported them, and with them
     ``score_multi_vector``; the positives of the negative losses, which it multiplies out itself, go to the kernel too.
-    Losses with ``use_smooth_max`` get :func:`maxsim.soft_maxsim`; where that has no kernel, on Apple GPUs, the same
-    logsumexp in torch, a part of the documents at a time and recomputed in the backward pass, so that not all
-    similarities are held at once. Scores are float32. Calling it twice changes nothing.
+    Losses with ``use_smooth_max`` get :func:`maxsim.soft_maxsim`. Scores are float32. Calling it twice changes nothing.
 
     Raises:
         ImportError: colpali-engine is not installed.
@@ -78,7 +71,7 @@ def _inbatch(original: Callable) -> Callable:
     def scores(self, query_embeddings: Tensor, doc_embeddings: Tensor) -> Tensor:
         if not (self.use_smooth_max and _automatic() and ours(query_embeddings, doc_embeddings)):
             return original(self, query_embeddings, doc_embeddings)
-        smooth = _smooth_scores(query_embeddings, doc_embeddings, self.tau)
+        smooth = soft_maxsim(query_embeddings, doc_embeddings, tau=self.tau)
         if not self.normalize_scores:
             return smooth
         return self._apply_normalization(smooth, _lengths(query_embeddings))
@@ -97,8 +90,8 @@ def _negatives(original: Callable) -> Callable:
             return original(self, query_embeddings, doc_embeddings, neg_doc_embeddings, offset)
         own = doc_embeddings[offset : offset + query_embeddings.shape[0]]
         if self.use_smooth_max:
-            positive = _smooth_scores(query_embeddings, own.unsqueeze(1), self.tau).squeeze(1)
-            negative = _smooth_scores(query_embeddings, neg_doc_embeddings, self.tau)
+            positive = soft_maxsim(query_embeddings, own.unsqueeze(1), tau=self.tau).squeeze(1)
+            negative = soft_maxsim(query_embeddings, neg_doc_embeddings, tau=self.tau)
         else:
             positive, negative = maxsim_pairs(query_embeddings, own), maxsim(query_embeddings, neg_doc_embeddings)
         if self.normalize_scores:
@@ -117,23 +110,3 @@ def _negatives(original: Callable) -> Callable:
 def _lengths(query_embeddings: Tensor) -> Tensor:
     """Query tokens that are not padding, as colpali-engine counts them."""
     return (query_embeddings[:, :, 0] != 0).sum(dim=1)
-
-
-def _smooth_scores(query: Tensor, doc: Tensor, tau: float) -> Tensor:
-    """Scores ``[B, C]`` of ``doc [C, Ld, d]``, or ``[B, N]`` of ``[B, N, Ld, d]``, under colpali-engine's maximum."""
-    if query.device.type in _kernels.SOFT_DEVICES:
-        return soft_maxsim(query, doc, tau=tau)
-    return _in_parts(query, doc, tau)
-
-
-def _in_parts(query: Tensor, doc: Tensor, tau: float) -> Tensor:
-    """The same in the order of colpali-engine's own operations, on the documents in parts."""
-    equation, axis = ("bnd,bksd->bkns", 1) if doc.dim() == 4 else ("bnd,csd->bcns", 0)
-
-    def part(query: Tensor, doc: Tensor) -> Tensor:
-        similarities = torch.einsum(equation, query, doc)
-        return (tau * torch.logsumexp(similarities / tau, dim=3)).sum(dim=2)
-
-    step = max(1, _SIMILARITIES // max(1, query.shape[0] * query.shape[1] * doc.shape[-2]))
-    parts = [checkpoint(part, query, docs, use_reentrant=False) for docs in doc.split(step, dim=axis)]
-    return torch.cat(parts, dim=1)

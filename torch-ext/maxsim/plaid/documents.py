@@ -18,7 +18,6 @@ approx_forward = ops.approx_forward.default
 
 NBITS = (1, 2, 4, 8)
 CODE_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64)
-_WIDE = (torch.int32, torch.int64)  # what Metal's kernel reads
 
 
 def devices_of(op: str) -> frozenset[str]:
@@ -67,12 +66,10 @@ def score(
 ) -> tuple[Tensor, Tensor | None]:
     """Scores ``[Nq, Nd]`` of ``queries [Nq, Lq, d]``, or of the ``pairs`` alone, and the argmax when asked for."""
     device = "cuda" if queries.is_cuda else queries.device.type
-    if device != "meta" and (device not in _RESIDUAL_DEVICES or (device == "mps" and pairs is not None)):
+    if device != "meta" and device not in _RESIDUAL_DEVICES:
         problem = decompressed(queries, documents, normalize_queries, normalize_documents, pairs)
         scores, argmax = reference.score(problem, False, empty_score)
         return scores, argmax if with_argmax else None
-    if device == "mps" and documents.codes.dtype not in _WIDE:
-        documents = documents._replace(codes=documents.codes.int())
     options = (normalize_queries, normalize_documents, empty_score, paths.forced)
     if torch.is_grad_enabled() and queries.requires_grad:
         return gradient.Score.apply(queries, documents, pairs, *options)

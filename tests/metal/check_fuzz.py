@@ -1,0 +1,136 @@
+"""Metadata that nobody checked, through every kernel of the Metal backend: a pair that points outside its tensors
+scores NaN, every other pair is exact. Collected by tests/test_metal.py in a process that loads an emulation, which
+stops at the first access outside a tensor."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+
+import checks
+import pytest
+import torch
+from helpers_metadata import Problem, problems, rarely
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+EXAMPLES = int(os.environ.get("MAXSIM_METAL_EXAMPLES", "80"))
+fuzz = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+
+def segments(tokens: Tensor, offsets: Tensor | None, lengths: Tensor | None) -> list[slice | tuple | None]:
+    """Where each segment's rows are, None where its metadata points outside."""
+    if offsets is not None:
+        bounds = offsets.tolist()
+        rows = [slice(a, b) if 0 <= a <= b <= len(tokens) else None for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [None if row is None else (row,) for row in rows]
+    leading = list(torch.cartesian_prod(*(torch.arange(n) for n in tokens.shape[:-2])).view(-1, tokens.dim() - 2))
+    extent, found = tokens.shape[-2], []
+    for place in (tuple(p.tolist()) for p in leading):
+        length = extent if lengths is None else int(lengths[place])
+        found.append((*place, slice(0, length)) if 0 <= length <= extent else None)
+    return found
+
+
+def pairs_of(p: Problem, queries: list, documents: list) -> Iterator[tuple]:
+    """Each score's query and document, None where an id names none."""
+    if p.pair_queries is not None:
+        for i, j in zip(p.pair_queries.tolist(), p.pair_documents.tolist(), strict=True):
+            yield tuple(side[k] if 0 <= k < len(side) else None for side, k in ((queries, i), (documents, j)))
+    elif p.documents.dim() == 4:
+        for n, document in enumerate(documents):
+            yield queries[n // p.documents.shape[1]], document
+    else:
+        for query in queries:
+            for document in documents:
+                yield query, document
+
+
+def expected(p: Problem, width: int, empty_score: float, weights: list[float]) -> tuple[list, list, list[Tensor]]:
+    """Scores and winners by plain loops, and the gradients of their weighted sum, in float64."""
+    q, d = p.queries.double(), p.documents.double()
+    gradients = [torch.zeros_like(q), torch.zeros_like(d)]
+    both = (
+        segments(p.queries, p.query_offsets, p.query_lengths),
+        segments(p.documents, p.document_offsets, p.document_lengths),
+    )
+    scores, argmax = [], []
+    for (query, document), weight in zip(pairs_of(p, *both), weights, strict=True):
+        slots = [-1] * width
+        argmax.append(slots)
+        if query is None or document is None or len(q[query]) > width:
+            scores.append(math.nan)
+            continue
+        similarities = q[query] @ d[document].T
+        kept = torch.ones(similarities.shape[1], dtype=bool) if p.document_mask is None else p.document_mask[document]
+        if not kept.any():
+            scores.append(empty_score)
+            continue
+        best, winners = similarities.masked_fill(~kept, -math.inf).max(1)
+        counts = torch.ones(len(best), dtype=bool) if p.query_mask is None else p.query_mask[query]
+        scores.append(best[counts].sum().item())
+        for i in counts.nonzero()[:, 0].tolist():
+            first = int((similarities[i] == best[i]).logical_and(kept).nonzero()[0])
+            slots[i] = first
+            gradients[0][query][i] += weight * d[document][first]
+            gradients[1][document][first] += weight * q[query][i]
+    return scores, argmax, gradients
+
+
+@fuzz
+@given(data=st.data())
+def test_any_metadata(maxsim, data):
+    """Scores, argmax and gradients of small integers, which are exact in every sum."""
+    ops, draw = checks.ops_of(maxsim), data.draw
+    p, empty_score = problems(draw), draw(st.sampled_from([0.0, -5.0]))
+    width = p.queries.shape[1] if p.query_offsets is None else draw(st.integers(0, 25))
+    try:
+        scores, argmax = ops.forward_argmax(*p, False, empty_score, 0, False, width, 0)
+    except RuntimeError as error:
+        assert not str(error).startswith("emulated GPU") and str(error).strip()
+        with pytest.raises(RuntimeError):
+            ops.forward(*p, False, empty_score, 0, False)
+        return
+    weights = torch.randint(-2, 3, scores.shape, generator=torch.Generator().manual_seed(0)).float()
+    want, winners, gradients = expected(p, width, empty_score, weights.flatten().tolist())
+    want = torch.tensor(want).view(scores.shape)
+    torch.testing.assert_close(scores, want, rtol=0, atol=0, equal_nan=True)
+    assert argmax.view(-1, width).tolist() == winners if width else argmax.numel() == 0
+    wide_enough = want.isnan() <= ops.forward(*p, False, empty_score, 0, False).isnan()
+    assert wide_enough.all() or p.query_offsets is not None  # only an argmax can be too narrow
+    grads = ops.backward(weights, argmax, *p, False, True, True, 0, 0)
+    for got, exact in zip(grads, gradients, strict=True):
+        torch.testing.assert_close(got, exact.to(got.dtype), rtol=0, atol=0)
+
+
+@fuzz
+@given(data=st.data())
+def test_any_metadata_of_other_kernels(maxsim, data):
+    """Stored documents and the soft maximum have NaN where the others have it, and stay inside their tensors."""
+    ops, draw = checks.ops_of(maxsim), data.draw
+    p = problems(draw)
+    try:
+        scores = ops.forward(*p, False, -5.0, 0, False)
+    except RuntimeError:
+        return
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    values = torch.randint(256, p.documents.shape, generator=generator).byte()
+    dtype = draw(st.sampled_from([torch.uint8, torch.int8, torch.float8_e5m2]))
+    if dtype is torch.float8_e5m2:
+        values &= 0x3F  # finite
+    shape, block = list(p.documents.shape[:-1]), draw(st.sampled_from([1, 3, 50]))
+    shape[-1] = -(-shape[-1] // block)
+    scale = torch.rand(shape, generator=generator) + 0.5
+    stored = ops.quantised_forward(p.queries, values.view(dtype), *p[2:], None, scale, None, 1, block, 8, -5.0, 0, -1)[
+        0
+    ]
+    assert torch.equal(stored.isnan(), scores.isnan())
+    width = p.queries.shape[1] if p.query_offsets is None else 25
+    soft, parts = ops.soft_forward_parts(*p, 0.5, False, -5.0, 0, width)
+    assert torch.equal(soft.isnan(), scores.isnan())
+    if rarely(draw):
+        parts = torch.full_like(parts, draw(st.sampled_from([math.nan, math.inf, 3.0])))
+    grads = ops.soft_backward(torch.ones_like(soft), parts, *p, 0.5, False, True, True, 0)
+    assert [grad.shape for grad in grads] == [p.queries.shape, p.documents.shape]
