@@ -147,6 +147,35 @@ def test_a_unique_id_stands_in_for_git(toy: Path) -> None:
     assert metadata.id == "_toy_cpu_v7" and metadata.provenance.kernel is None
 
 
+REGISTERS = """
+#include <torch/csrc/stable/library.h>
+
+#include "toy.h"
+
+namespace {
+int64_t answer() { return 42; }
+}  // namespace
+
+// The extra level lets the name be a macro.
+#define TOY_FRAGMENT(name, library) STABLE_TORCH_LIBRARY_FRAGMENT(name, library)
+#define TOY_IMPLEMENTATION(name, library) STABLE_TORCH_LIBRARY_IMPL(name, CompositeExplicitAutograd, library)
+TOY_FRAGMENT(TORCH_EXTENSION_NAME, ops) { ops.def("answer() -> int"); }
+TOY_IMPLEMENTATION(TORCH_EXTENSION_NAME, ops) { ops.impl("answer", TORCH_BOX(&answer)); }
+"""
+
+
+def test_a_kernel_section_registers_under_the_same_name(toy: Path) -> None:
+    """kernel-builder's one target defines the name for every source; only those that say it are compiled anew."""
+    (toy / "toy_cpu" / "register.cpp").write_text(REGISTERS)
+    replace("build.toml", '"toy_cpu/step.cpp"', '"toy_cpu/step.cpp", "toy_cpu/register.cpp"')(toy)
+    assert compiled(build(toy, *CPU)) == {"torch-ext/torch_binding.cpp", "toy_cpu/register.cpp"}
+    done = run_toy(toy, "print(getattr(torch.ops, toy.__name__).answer())")
+    assert done.stdout.split("\n")[0] == "42", done.stderr
+    git(toy, "add", ".")
+    git(toy, "commit", "--quiet", "--message", "register")
+    assert compiled(build(toy, *CPU)) == {"torch-ext/torch_binding.cpp", "toy_cpu/register.cpp"}
+
+
 def append(path: str, text: str):
     def change(project: Path) -> None:
         with open(project / path, "a") as file:

@@ -1,9 +1,10 @@
 """Writes the build.ninja of one variant: kernel-builder's flags, one object per source, one abi3 module.
-Only the objects of [torch] know the build's id, so a new commit recompiles the binding and nothing else."""
+Only sources that name TORCH_EXTENSION_NAME know the build's id, so a new commit recompiles them and nothing else."""
 
 from __future__ import annotations
 
 import io
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,11 @@ def _objects(ninja: ninja_syntax.Writer, build: Build, section: Section) -> list
     objects = []
     for source in section.compiled():
         target = str(build.work / "obj" / f"{source}.o")
+        named = _named_flags(build) if _names_extension(build.project.root / source) else []
         if source.endswith(".cpp"):
-            rule, flags = "cxx", [*_cxx_flags(build), *shared, *section.cxx_flags]
+            rule, flags = "cxx", [*_cxx_flags(build), *named, *shared, *section.cxx_flags]
         elif build.cuda:
-            rule, flags = "cuda", [*_cuda_flags(build), *shared, *gencode, *section.cuda_flags]
+            rule, flags = "cuda", [*_cuda_flags(build), *named, *shared, *gencode, *section.cuda_flags]
         else:
             raise BuildError(f"build.toml: [{section.name}] lists {source} for the {build.backend} backend")
         ninja.build(target, rule, source, variables={"flags": _command(flags)})
@@ -90,11 +92,29 @@ def _shared_flags(build: Build, section: Section) -> list[str]:
     major, minor = build.project.stable_abi[build.backend]
     flags = [f"-DTORCH_TARGET_VERSION={(major << 56) | (minor << 48):#018x}ULL", f"-DPy_LIMITED_API={PYTHON_ABI}"]
     flags += ["-DCUDA_KERNEL", "-DUSE_CUDA=1", "-isystem", str(build.cuda.include)] if build.cuda else ["-DCPU_KERNEL"]
-    if section is build.project.binding:
-        flags += [f"-DTORCH_EXTENSION_NAME={build.ops_name}", f"-I{build.work}/generated"]
-        flags += ["-isystem", str(build.python_include)]
     flags += [f"-I{path}" for path in section.include]
     return [*flags, "-isystem", f"{build.torch.root}/include"]
+
+
+def _named_flags(build: Build) -> list[str]:
+    """What kernel-builder gives every source of every section, as one target has them all: the name that ops are
+    registered under, registration.h beside the binding, and Python's headers."""
+    name = f"-DTORCH_EXTENSION_NAME={build.ops_name}"
+    return [name, f"-I{build.work}/generated", "-isystem", str(build.python_include)]
+
+
+def _names_extension(source: Path) -> bool:
+    """Whether a source, or a header that it finds beside itself, needs those flags."""
+    waiting, seen = [source], set()
+    while waiting:
+        path = waiting.pop()
+        seen.add(path)
+        text = path.read_text()
+        if "TORCH_EXTENSION_NAME" in text or '#include "registration.h"' in text:
+            return True
+        headers = {(path.parent / name).resolve() for name in re.findall(r'^#include "([^"]+)"', text, re.MULTILINE)}
+        waiting += [header for header in headers - seen if header.is_file()]
+    return False
 
 
 def _cxx_flags(build: Build) -> list[str]:
