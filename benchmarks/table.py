@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cpu_table
+import distributed_table
 import fidelity_table
 import gpu_table
 import integrations_table
@@ -22,6 +23,10 @@ CPU_RESULTS, GPU_RESULTS, LADDER_RESULTS, TRAIN_RESULTS, FIDELITY_RESULTS, INTEG
     RESULTS / f"{name}.json" for name in ("cpu", "h200", "ladder", "train_example", "fidelity", "integrations")
 )
 
+TRAIN_GPU_RESULTS, DISTRIBUTED_RESULTS, BUILD_RESULTS = (
+    RESULTS / f"{name}.json" for name in ("train_example_h200", "distributed", "build")
+)
+
 # Document, name of the markers in it, results, what makes the text between the markers, and pictures below it.
 TABLES: list[tuple[Path, str, Path, Callable[[Row], str], list[str]]] = [
     (ROOT / "README.md", "cpu-summary", CPU_RESULTS, cpu_table.summary, []),
@@ -30,6 +35,9 @@ TABLES: list[tuple[Path, str, Path, Callable[[Row], str], list[str]]] = [
     (ROOT / "docs" / "benchmarks.md", "h200-rows", GPU_RESULTS, gpu_table.every_row, ["h200-forward", "h200-train"]),
     (ROOT / "docs" / "benchmarks.md", "integrations", INTEGRATION_RESULTS, integrations_table.every_section, []),
     (ROOT / "docs" / "tasks" / "train.md", "train-example", TRAIN_RESULTS, train_table.training, []),
+    (ROOT / "docs" / "tasks" / "train.md", "train-example-h200", TRAIN_GPU_RESULTS, train_table.training, []),
+    (ROOT / "docs" / "tasks" / "several_gpus.md", "distributed", DISTRIBUTED_RESULTS, distributed_table.every_row, []),
+    (ROOT / "docs" / "proving.md", "build", BUILD_RESULTS, distributed_table.build, []),
     (ROOT / "docs" / "ladder.md", "ladder", LADDER_RESULTS, gpu_table.ladder, ["ladder"]),
     (ROOT / "docs" / "quantised.md", "fidelity", FIDELITY_RESULTS, fidelity_table.every_row, ["fidelity"]),
 ]
