@@ -6,6 +6,7 @@
 #include "check.h"
 #include "forward_args.cuh"
 #include "mma_select.h"
+#include "sm90_deep_select.h"
 #include "sm90_select.h"
 
 namespace maxsim {
@@ -112,7 +113,10 @@ void tiled_forward(const Problem& problem, Path path, bool allow_tf32, float* sc
       args.arrivals = reinterpret_cast<int32_t*>(args.partials + partials);
       check(cudaMemsetAsync(args.arrivals, 0, arrivals * sizeof(int32_t), stream), "cudaMemsetAsync");
     }
-    path == Path::sm90 ? sm90_select(args, stream) : mma_select(args, stream);
+    if (path != Path::sm90)
+      mma_select(args, stream);
+    else
+      sm90_takes_deep(problem) ? sm90_select_deep(args, stream) : sm90_select(args, stream);
   }
 }
 

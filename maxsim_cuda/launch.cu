@@ -7,6 +7,7 @@
 #include "fma_forward.cuh"
 #include "forward_launch.h"
 #include "mma_select.h"
+#include "sm90_deep_select.h"
 #include "sm90_select.h"
 
 namespace maxsim {
@@ -50,11 +51,12 @@ int64_t available_paths() {
 }
 
 Path choose_path(Path path, const Problem& problem) {
-  if (path == Path::choose) return current_device().major == 9 && sm90_takes(problem) ? Path::sm90 : mma_path();
+  const bool hopper = sm90_takes(problem) || sm90_takes_deep(problem);
+  if (path == Path::choose) return current_device().major == 9 && hopper ? Path::sm90 : mma_path();
   const int number = static_cast<int>(path);
   if (number < 0 || number > 31 || !(available_paths() >> number & 1))
     throw std::runtime_error("path " + std::to_string(number) + " does not run on this GPU");
-  if (path == Path::sm90 && !sm90_takes(problem)) return mma_path();
+  if (path == Path::sm90 && !hopper) return mma_path();
   return path;
 }
 

@@ -78,7 +78,8 @@ def test_products_do_not_wait_for_local_memory(machine_code: list[sass.Kernel]) 
 
 
 @pytest.mark.parametrize(
-    ("name", "kernels"), [("sm90_bf16", 30), ("sm90_e4m3", 16), ("sm90_s8", 16), ("sm90_hidden", 12)]
+    ("name", "kernels"),
+    [("sm90_bf16", 30), ("sm90_e4m3", 16), ("sm90_s8", 16), ("sm90_hidden", 12), ("sm90_deep_bf16", 6)],
 )
 def test_no_product_of_the_hopper_forward_is_serialised(
     cuda: toolchain.Cuda, tmp_path: Path, name: str, kernels: int
@@ -100,6 +101,7 @@ PRODUCTS = {
     "mma_bf16.cu": [("80", "mma.sync.aligned.m16n8k16.row.col.f32.bf16", 12)],
     "mma_split.cu": [("75", "mma.sync.aligned.m16n8k8", 8)],
     "sm90_bf16.cu": [("90a", "wgmma.mma_async.sync.aligned", 30)],
+    "sm90_deep_bf16.cu": [("90a", "wgmma.mma_async.sync.aligned", 6)],
     "sm90_e4m3.cu": [("90a", "k32.f32.e4m3.e4m3", 16)],
     "sm90_e5m2.cu": [("90a", "k32.f32.e5m2.e5m2", 16)],
     "sm90_s8.cu": [("90a", "k32.s32.s8.s8", 16)],

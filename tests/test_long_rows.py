@@ -1,0 +1,121 @@
+"""Embeddings of more than 128 features, which some paths multiply by kernels of their own.
+Documents of several tiles, queries of several blocks, every layout; and bits that depend on nothing but the pair."""
+
+from __future__ import annotations
+
+import helpers
+import pytest
+import torch
+from helpers import DTYPES, LAYOUTS, Batch, assert_scores, dtype_id, layout_id, tolerance, truth
+
+HALVES = DTYPES[1:3]
+
+
+def _ragged(layout, dim: int, dtypes: tuple[torch.dtype, torch.dtype], device: str) -> Batch:
+    query_lengths = [40, 40, 40] if layout is helpers.contrastive else [40, 0, 130]
+    return Batch.random(query_lengths, [210, 1, 0, 5, 340, 40], dim, dtypes, device)
+
+
+@pytest.mark.parametrize("dtypes", HALVES, ids=dtype_id)
+@pytest.mark.parametrize("dim", [136, 200])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=layout_id)
+def test_every_layout(maxsim, path, layout, dim, dtypes):
+    """Against float64, and bit for bit against each pair alone."""
+    batch = _ragged(layout, dim, dtypes, path.device)
+    laid = layout(maxsim, batch)
+    scores = laid.score(laid.queries, laid.documents)
+    assert_scores(scores, laid, batch, tolerance(*dtypes))
+    alone = [maxsim.maxsim(batch.queries[i], batch.documents[j]).item() for i, j in laid.pairs]
+    assert scores.flatten().tolist() == alone
+    if laid.score_with_argmax is None:
+        return
+    with_argmax, argmax = laid.score_with_argmax(laid.queries, laid.documents)
+    assert torch.equal(with_argmax, scores)
+    for (i, j), winners in zip(laid.pairs, argmax.view(-1, argmax.shape[-1]), strict=True):
+        pair, count = truth(batch.queries[i], batch.documents[j]), len(batch.queries[i])
+        assert (winners[count if pair.filled else 0 :] == -1).all()
+        if pair.filled and count:
+            rows = torch.arange(count, device=path.device)
+            won = pair.similarities[rows, winners[:count].long()]
+            best = pair.similarities.amax(dim=-1)
+            assert ((best - won) <= 1e-4 * best.abs().clamp_min(1)).all()
+
+
+@pytest.mark.parametrize("dtypes", HALVES, ids=dtype_id)
+@pytest.mark.parametrize("length", [1, 104, 105, 128, 152, 153, 209, 257, 300, 304, 305, 457])
+def test_every_tile_edge(maxsim, path, length, dtypes):
+    """Lengths around whole tiles; equal tokens, so that the first must win."""
+    queries, documents = (
+        torch.randn(2, n, 136).to(path.device, dtype) for n, dtype in zip((33, length), dtypes, strict=True)
+    )
+    batch = Batch(list(queries), list(documents))
+    laid = helpers.cross(maxsim, batch)
+    assert_scores(laid.score(laid.queries, laid.documents), laid, batch, tolerance(*dtypes))
+    _, argmax = maxsim.maxsim_with_argmax(queries.abs(), torch.ones_like(documents))
+    assert not argmax.any()
+
+
+@pytest.mark.parametrize("dtypes", HALVES, ids=dtype_id)
+@pytest.mark.parametrize("dim", [1024, 2048])
+def test_relative_error_of_retrieval_scores(maxsim, path, dim, dtypes):
+    """Unit vectors. Tensor cores cut off what does not fit into the sum so far, so that errors grow with d."""
+    queries, documents = (
+        torch.nn.functional.normalize(torch.randn(n, length, dim), dim=-1).to(path.device, dtype)
+        for n, length, dtype in ((2, 32, dtypes[0]), (9, 180, dtypes[1]))
+    )
+    want = maxsim.maxsim_reference(queries.double(), documents.double())
+    assert ((maxsim.maxsim(queries, documents) - want).abs() / want).max().item() <= dim / 1024 * 1.5e-6
+
+
+@pytest.mark.parametrize("dtypes", HALVES, ids=dtype_id)
+@pytest.mark.parametrize("queries, documents", [(1, 1), (1, 97), (2, 3), (7, 40), (33, 2)])
+def test_every_batch_size_and_position(maxsim, path, queries, documents, dtypes):
+    query, document = (torch.randn(n, 192).to(path.device, dtype) for n, dtype in zip((32, 171), dtypes, strict=True))
+    want = maxsim.maxsim(query, document)
+    q = torch.randn(queries, 32, 192).to(path.device, dtypes[0])
+    d = torch.randn(documents, 171, 192).to(path.device, dtypes[1])
+    i, j = queries // 2, documents - 1
+    q[i], d[j] = query, document
+    assert maxsim.maxsim(q, d)[i, j].equal(want)
+    assert maxsim.maxsim(q[i], d)[j].equal(want)
+    assert maxsim.maxsim(q, d[j])[i].equal(want)
+
+
+@pytest.mark.parametrize("dtypes", HALVES, ids=dtype_id)
+@pytest.mark.parametrize("keep", [0.0, 0.02, 0.5, 0.98])
+def test_masks_of_any_pattern(maxsim, path, keep, dtypes):
+    """What is masked is NaN, which nobody may look at."""
+    queries, documents = (torch.randn(4, n, 264).to(path.device, t) for n, t in zip((37, 390), dtypes, strict=True))
+    q_mask, d_mask = (torch.rand(x.shape[:-1], device=path.device) < keep for x in (queries, documents))
+    queries[~q_mask], documents[~d_mask] = torch.nan, torch.nan
+    got = maxsim.maxsim(queries, documents, q_mask, d_mask, empty_score=-3.0)
+    for i in range(4):
+        for j in range(4):
+            pair = (queries[i][q_mask[i]], documents[j][d_mask[j]])
+            assert maxsim.maxsim(*pair, empty_score=-3.0).equal(got[i, j])
+            want = truth(*pair, empty_score=-3.0)
+            assert abs(got[i, j].item() - want.score.item()) <= tolerance(*dtypes) * want.scale
+
+
+@pytest.mark.parametrize("dtypes", HALVES, ids=dtype_id)
+def test_strides_and_paddings_change_no_bit(maxsim, path, dtypes):
+    """Whatever the way that rows are loaded, products are added in the same order."""
+    queries, documents = (torch.randn(3, n, 320).to(path.device, t) for n, t in zip((45, 230), dtypes, strict=True))
+    want = maxsim.maxsim(queries, documents)
+    for between in (1, 2):
+        wide = [x.new_full((*x.shape[:-1], between * 320 + 3), torch.nan) for x in (queries, documents)]
+        views = [x[..., : between * 320 : between].copy_(y) for x, y in zip(wide, (queries, documents), strict=True)]
+        assert maxsim.maxsim(*views).equal(want)
+        assert maxsim.maxsim(queries, views[1]).equal(want)
+    apart = documents.repeat_interleave(2, dim=1)[:, ::2]
+    assert maxsim.maxsim(queries, apart).equal(want)
+
+
+@pytest.mark.parametrize("dtypes", HALVES, ids=dtype_id)
+def test_nan_and_infinity(maxsim, path, dtypes):
+    queries, documents = (torch.randn(3, n, 144).to(path.device, t) for n, t in zip((33, 310), dtypes, strict=True))
+    documents[1, 307, 140] = torch.nan
+    documents[2, 11] = torch.inf
+    queries[:, :, :] = queries.abs()
+    scores = maxsim.maxsim(queries, documents)
+    assert scores[:, 0].isfinite().all() and scores[:, 1].isnan().all() and (scores[:, 2] == torch.inf).all()
