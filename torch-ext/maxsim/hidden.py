@@ -166,6 +166,7 @@ def _from_documents(to: _Gradients, part: slice, grad_scores: Tensor, argmax: Te
         return
     if normalize:
         rows = _kernels.hidden_chain(rows, projected, factors)
+    del projected, factors  # which are as large as the rows
     rows = rows.flatten(0, 1)
     if to.need_hidden:
         own = to.of_hidden[part].flatten(0, 1)
