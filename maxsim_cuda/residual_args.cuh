@@ -7,15 +7,32 @@
 namespace maxsim {
 namespace cuda {
 
+// What the prologue of the Hopper kernel leaves for it, and where the parts of a document come together.
+struct StreamPlan {
+  int32_t* out_of_order;    // a word from each block of the prologue
+  int32_t* first_document;  // of each warp of a query group
+  int32_t* arrivals;        // parts that are done, of the document that goes on behind a warp's part
+  float* partials;          // [2 for each warp][query rows]: of the document it shares with warps before, and behind
+  uint4* columns;           // query blocks as operands of wgmma
+  float* factors;           // of query rows
+  uint32_t* kept;           // rows of each query block that count
+  int32_t* valid;           // whether a block's query is one
+  uint32_t* entries;        // of the look-up table of weights, one of each
+  float* scalars;           // what weights are multiplied by; the length of the longest query row
+  uint4* table;             // similarities of every centroid with one block of queries (residual_table.cuh), or null
+  int32_t groups, warps;    // of queries; for each group
+  int32_t prologue_blocks;
+};
+
 struct ResidualArgs {
   Problem problem;
   Residuals index;
   float* scores;
   int32_t* argmax;
-  const uint16_t* table;  // similarities of every centroid: see residual_table.cuh; null = rows of centroids are read
-  int32_t chunks;         // of 32 tokens, that a query has
-  int32_t team;           // warps that share a document: 1 or all of a block
-  bool aligned;           // the buckets of eight features can be read at once
+  int32_t chunks;  // of 32 tokens, that a query has
+  int32_t team;    // warps that share a document: 1 or all of a block
+  bool aligned;    // the buckets of eight features can be read at once
+  StreamPlan stream;
 };
 
 // A residual document's tokens, as the kernel on plain multiply-adds reads them.

@@ -24,6 +24,9 @@ constexpr int kLookupBytes = 256 * kLookupRow;
 
 constexpr int kQueryBlockBytes = 32 * kMaxResidualDim * 2;
 
+// Tokens of a stream that a warp takes at least: fewer would not pay for finding them.
+constexpr int kLeastPart = 64;
+
 // A warp decompresses 16 kTiles tokens a step, for kBlocks blocks of 32 query rows, which wait in shared memory: in
 // registers they would leave none for the rows in flight.
 struct ResidualSingle {  // each warp has its own query; the next step's centroids are on their way during this one

@@ -11,6 +11,7 @@
 #include "residual_args.cuh"
 #include "residual_config.cuh"
 #include "residual_select.h"
+#include "sm90_residual_select.h"
 
 namespace maxsim {
 namespace cuda {
@@ -40,18 +41,32 @@ void forward_fma(const Problem& problem, const Residuals& residuals, float* scor
   check(cudaGetLastError(), "residual fma_forward");
 }
 
+int32_t chunks_of(const Problem& problem) {
+  return static_cast<int32_t>(std::max<int64_t>(1, ceil_div(problem.queries.extent, 32)));
+}
+
+bool rows_are_aligned(const Residuals& r) { return r.row_bytes % r.nbits == 0 && multiple_of_16(r.bytes); }
+
+// Of no groups where the kernel of another path takes these documents.
+StreamGrid stream_grid(const Problem& problem, const Residuals& residuals, Path path) {
+  const bool takes = choose_path(path, problem) == Path::sm90 && tensor_cores_take(problem, residuals, path) &&
+                     rows_are_aligned(residuals);
+  return takes ? sm90_residual_grid(problem, residuals, chunks_of(problem)) : StreamGrid{};
+}
+
 }  // namespace
 
-int64_t residual_workspace(const Problem&, const Residuals&, Path) { return 0; }
+int64_t residual_workspace(const Problem& problem, const Residuals& residuals, Path path) {
+  return problem.pairs ? stream_grid(problem, residuals, path).bytes : 0;
+}
 
 void residual_forward(const Problem& problem, const Residuals& residuals, Path path, float* scores, int32_t* argmax,
-                      void*, cudaStream_t stream) {
-  choose_path(path, problem);  // refuses what does not run here
+                      void* workspace, cudaStream_t stream) {
+  const StreamGrid grid = stream_grid(problem, residuals, path);  // refuses what does not run here
   if (problem.pairs == 0) return;
   if (!tensor_cores_take(problem, residuals, path)) return forward_fma(problem, residuals, scores, argmax, stream);
-  ResidualArgs args{problem, residuals, scores, argmax, nullptr, 1, 1, false};
-  args.chunks = static_cast<int32_t>(std::max<int64_t>(1, ceil_div(problem.queries.extent, 32)));
-  args.aligned = residuals.row_bytes % residuals.nbits == 0 && multiple_of_16(residuals.bytes);
+  const ResidualArgs args{problem, residuals, scores, argmax, chunks_of(problem), 1, rows_are_aligned(residuals), {}};
+  if (grid.groups) return sm90_residual(args, grid, workspace, stream);
   residuals.centroid_type == DType::f16 ? residual_select_f16(args, stream) : residual_select_bf16(args, stream);
 }
 

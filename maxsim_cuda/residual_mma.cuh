@@ -57,6 +57,22 @@ struct ColumnState {
   }
 };
 
+// Products of 16 tokens with 32 query rows enter the running maxima; of tokens that count, by the bits of `kept`.
+template <bool kArgmax>
+__device__ __forceinline__ void take_tile(const float (&c)[4][4], float low_factor, float high_factor, uint32_t kept,
+                                          int first, ColumnState<kArgmax>& columns) {
+  const int token = threadIdx.x % 32 / 4;
+  const bool full = (kept & 0xffffu) == 0xffffu;
+  const bool low = full || kept >> token & 1, high = full || kept >> (token + 8) & 1;
+#pragma unroll
+  for (int n = 0; n < 4; ++n)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      if (low) columns.take(n, e, c[n][e] * low_factor, first + token);
+      if (high) columns.take(n, e, c[n][2 + e] * high_factor, first + token + 8);
+    }
+}
+
 // Products of a step's tokens with 32 query rows, as they enter the running maxima.
 template <class E, int kBits, int kTiles, bool kWhole, bool kArgmax>
 __device__ __forceinline__ void multiply_step(const Step<E, kBits, kTiles, kWhole>& step,
@@ -75,21 +91,48 @@ __device__ __forceinline__ void multiply_step(const Step<E, kBits, kTiles, kWhol
         ptx::mma<E>(c[tile][2 * half + 1], step.rows[tile][s], high);
       }
     }
-  const int group = threadIdx.x % 32 / 4;
-  const bool full = step.kept == (kTiles == 2 ? ~0u : 0xffffu);
 #pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-    const int token = 16 * tile + group;
-    const bool low = full || step.kept >> token & 1, high = full || step.kept >> (token + 8) & 1;
+  for (int tile = 0; tile < kTiles; ++tile)
+    take_tile(c[tile], factors.low[tile], factors.high[tile], step.kept >> 16 * tile, first + 16 * tile, columns);
+}
+
+// The same for documents of unit length: with something added to the products that makes all of them positive, their
+// bits are ordered as integers, of which three are compared at once. NaN is above all of them, and costs nothing
+// either.
+struct PositiveColumns {
+  static constexpr float kAbove = 1.625f;
+  static_assert(kAbove > kMostLength, "rounding included");
+  int32_t best[4][2];
+
+  __device__ __forceinline__ void reset() {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) best[n][0] = best[n][1] = INT32_MIN;
+  }
+  __device__ __forceinline__ void take(const float (&c)[16], float low_factor, float high_factor) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n)
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        best[n][e] = __vimax3_s32(best[n][e], __float_as_int(fmaf(c[4 * n + e], low_factor, kAbove)),
+                                  __float_as_int(fmaf(c[4 * n + 2 + e], high_factor, kAbove)));
+  }
+  // Over all tokens, with query row l in lane l.
+  __device__ __forceinline__ float gather() const {
+    const int lane = threadIdx.x % 32;
+    int32_t out = INT32_MIN;
 #pragma unroll
     for (int n = 0; n < 4; ++n)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        if (low) columns.take(n, e, c[tile][n][e] * factors.low[tile], first + token);
-        if (high) columns.take(n, e, c[tile][n][2 + e] * factors.high[tile], first + token + 8);
+        int32_t most = best[n][e];
+#pragma unroll
+        for (int step = 4; step <= 16; step *= 2) most = max(most, __shfl_xor_sync(~0u, most, step));
+        most = __shfl_sync(~0u, most, lane % 8 / 2);
+        if (lane / 8 == n && lane % 2 == e) out = most;
       }
+    return __int_as_float(out) - kAbove;
   }
-}
+};
 
 struct ResidualItem {
   int64_t query, document, pair;
@@ -139,7 +182,7 @@ __global__ void __launch_bounds__(kResidualThreads, ResidualSingle::kPerSm)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   unsigned char* queries = memory + kLookupBytes + warp * kQueryBlockBytes;
   const float multiplier = Lookup<kBits>::template build<E>(memory, args.index);
-  const bool squared = args.index.normalize && !args.index.inverse_norms;
+  const bool squared = args.index.normalize;
   const uint32_t own = Lookup<kBits>::own();
   __syncthreads();
 

@@ -39,9 +39,13 @@ struct Pair<__nv_bfloat16> {
 struct QueryShare {
   uint32_t pairs[kShare / 2];
   float factor;
+  float length;  // of the row as it is multiplied
 };
 
-// Halves have less range than the other types: such a row is divided by a power of two, which its factor gives back.
+// Rows are divided by a power of two, which their factors give back: halves have less range than the other types, and
+// what is added to all rows' products must not outweigh those of the shortest.
+constexpr float kMostLength = 1.5f;  // and half of it at least: the usual length of 1 stays
+
 template <class E>
 __device__ __forceinline__ QueryShare load_query_share(const Segments& side, const Span& span, int token,
                                                        bool normalize, bool inside) {
@@ -73,29 +77,28 @@ __device__ __forceinline__ QueryShare load_query_share(const Segments& side, con
     }
   }
 #pragma unroll
+  for (int k = 0; k < kShare; ++k) largest = fmaxf(largest, fabsf(values[k]));
+#pragma unroll
+  for (int step = 1; step <= 2; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+  const bool scalable = largest > 0.f && largest < INFINITY;
+  const int exponent = scalable ? max(-126, ilogbf(largest)) : 0;
+  const float down = exp2f(static_cast<float>(-exponent)), up = exp2f(static_cast<float>(exponent));
+#pragma unroll
   for (int k = 0; k < kShare; ++k) {
-    largest = fmaxf(largest, fabsf(values[k]));
+    values[k] *= down;
     square = fmaf(values[k], values[k], square);
   }
 #pragma unroll
-  for (int step = 1; step <= 2; step *= 2) {
-    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-    square += __shfl_xor_sync(~0u, square, step);
-  }
+  for (int step = 1; step <= 2; step *= 2) square += __shfl_xor_sync(~0u, square, step);
+  const float length = sqrtf(square);
+  const int more = scalable ? ilogbf(length * (2.f / kMostLength)) : 0;
+  const float further = exp2f(static_cast<float>(-more));
   QueryShare share;
-  float down = 1.f;
-  share.factor = 1.f;
-  if (std::is_same<E, __half>::value && side.dtype == DType::bf16 && largest > 0.f && largest < INFINITY) {
-    const int exponent = max(-126, min(126, ilogbf(largest)));
-    down = exp2f(static_cast<float>(-exponent));
-    share.factor = exp2f(static_cast<float>(exponent));
-  }
-  if (normalize) {
-    const float norm = sqrtf(square);
-    share.factor *= 1.f / (norm < kNormEps ? kNormEps : norm);
-  }
+  share.factor = up * exp2f(static_cast<float>(more));
+  if (normalize) share.factor *= 1.f / (length * up < kNormEps ? kNormEps : length * up);
+  share.length = length * further;
 #pragma unroll
-  for (int k = 0; k < kShare; k += 2) share.pairs[k / 2] = Pair<E>::pack(values[k] * down, values[k + 1] * down);
+  for (int k = 0; k < kShare; k += 2) share.pairs[k / 2] = Pair<E>::pack(values[k] * further, values[k + 1] * further);
   return share;
 }
 
@@ -104,6 +107,7 @@ __device__ __forceinline__ QueryShare load_query_share(const Segments& side, con
 struct QueryRows {
   float factor;
   uint32_t kept;
+  float longest;  // of those that count
 };
 
 // Operands of 16 query rows for 16 features, as 16 bytes a lane, one after another for the lanes: no two meet in a
@@ -117,7 +121,7 @@ template <class E>
 __device__ __forceinline__ QueryRows stage_query_block(unsigned char* block, const Segments& side, const Span& span,
                                                        int chunk, bool normalize) {
   const int lane = threadIdx.x % 32, group = lane / 4, first = chunk * 32;
-  QueryRows rows{0.f, 0};
+  QueryRows rows{0.f, 0, 0.f};
 #pragma unroll 1
   for (int half = 0; half < 2; ++half) {
     const int low_row = first + half * 16 + group, high_row = low_row + 8;
@@ -129,8 +133,13 @@ __device__ __forceinline__ QueryRows stage_query_block(unsigned char* block, con
           make_uint4(low.pairs[2 * s], low.pairs[2 * s + 1], high.pairs[2 * s], high.pairs[2 * s + 1]);
     const float low_factor = __shfl_sync(~0u, low.factor, lane % 8 * 4);
     const float high_factor = __shfl_sync(~0u, high.factor, lane % 8 * 4);
+    if (low_row < span.length && token_kept(side, span, low_row)) rows.longest = fmaxf(rows.longest, low.length);
+    if (high_row < span.length && token_kept(side, span, high_row)) rows.longest = fmaxf(rows.longest, high.length);
     if (lane / 16 == half) rows.factor = lane / 8 % 2 ? high_factor : low_factor;
   }
+#pragma unroll
+  for (int step = 4; step <= 16; step *= 2)
+    rows.longest = fmaxf(rows.longest, __shfl_xor_sync(~0u, rows.longest, step));
   const int token = first + lane;
   rows.kept = __ballot_sync(~0u, token < span.length && token_kept(side, span, token));
   return rows;

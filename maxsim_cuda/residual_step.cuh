@@ -10,7 +10,6 @@ namespace cuda {
 // A lane's token as it was loaded. Nothing here waits for the value: what it means is asked a step later.
 struct RawToken {
   uint32_t low = 0, high = 0;
-  float inverse = 1.f;
 
   __device__ __forceinline__ void load(const ResidualArgs& args, int64_t row) {
     const CodeView& codes = args.index.codes;
@@ -32,7 +31,6 @@ struct RawToken {
         low = both.x, high = both.y;
       }
     }
-    if (args.index.inverse_norms) inverse = __ldg(args.index.inverse_norms + row);
   }
   // Negative ones are large without their sign.
   __device__ __forceinline__ bool known(const ResidualArgs& args) const {
@@ -47,7 +45,6 @@ struct Step {
   static constexpr int kGroups = 2 * kTiles, kTokens = 16 * kTiles;
   RawToken raw;                             // of this step once it is gathered, of the next one from then on
   RawToken ahead;                           // of the step behind that
-  float inverse;                            // of the lane's token
   uint32_t kept, unknown;                   // a bit a token: counts; names no centroid
   Packed<kBits, kWhole> packed[kGroups];    // of the next step once `add` is done
   uint32_t centroids[kGroups][kShare / 2];  // of the next step once `add` is done
@@ -76,9 +73,9 @@ struct Step {
   }
 
   // Centroid rows of the tokens in `raw`. An unknown one takes the first row, and a NaN later.
-  __device__ __forceinline__ void gather(const ResidualArgs& args) {
+  __device__ __forceinline__ void gather(const ResidualArgs& args) { gather(args, raw.known(args) ? raw.low : 0); }
+  __device__ __forceinline__ void gather(const ResidualArgs& args, uint32_t code) {
     const int lane = threadIdx.x % 32, first = lane % 4 * kChunk8;
-    const uint32_t code = raw.known(args) ? raw.low : 0;
     const E* table = static_cast<const E*>(args.index.centroids);
 #pragma unroll
     for (int j = 0; j < kGroups; ++j) {
@@ -105,10 +102,9 @@ struct Step {
   __device__ __forceinline__ void describe(const ResidualArgs& args, const Span& document, int first) {
     const int lane = threadIdx.x % 32, token = first + lane % kTokens;
     const bool counts =
-        lane < kTokens && token < document.length && token_kept(args.problem.documents, document, token);
+        lane < kTokens && token < document.length && (kWhole || token_kept(args.problem.documents, document, token));
     kept = __ballot_sync(~0u, counts);
     unknown = __ballot_sync(~0u, counts && !raw.known(args));
-    inverse = raw.inverse;
   }
 
   // Sums of centroids and weights. Features that do not exist stay zero.
@@ -141,8 +137,8 @@ struct Step {
   }
 };
 
-// Factors of a lane's tokens, g and g + 8 of each tile: inverse lengths where documents are normalised, NaN without a
-// centroid.
+// Factors of a lane's tokens, g and g + 8 of each tile: inverse lengths where documents are normalised, of tokens as
+// they were rounded; NaN without a centroid.
 template <int kTiles>
 struct Factors {
   float low[kTiles], high[kTiles];
@@ -175,18 +171,30 @@ struct Factors {
 
   template <class E, int kBits, bool kWhole>
   __device__ __forceinline__ void take(bool squared, const Step<E, kBits, kTiles, kWhole>& step) {
-    const int group = threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) low[tile] = high[tile] = 1.f;
     if (squared) from_squares(step);
+    spoil(step.unknown);
+  }
+
+  // Of the lanes' tokens.
+  __device__ __forceinline__ void stored(float inverse) {
+    const int group = threadIdx.x % 32 / 4;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      if (!squared) {
-        low[tile] = __shfl_sync(~0u, step.inverse, 16 * tile + group);
-        high[tile] = __shfl_sync(~0u, step.inverse, 16 * tile + 8 + group);
-      }
-      if (step.unknown) {
-        if (step.unknown >> (16 * tile + group) & 1) low[tile] = __int_as_float(0x7fc00000);
-        if (step.unknown >> (16 * tile + 8 + group) & 1) high[tile] = __int_as_float(0x7fc00000);
-      }
+      low[tile] = __shfl_sync(~0u, inverse, 16 * tile + group);
+      high[tile] = __shfl_sync(~0u, inverse, 16 * tile + 8 + group);
+    }
+  }
+
+  // A bit a token.
+  __device__ __forceinline__ void spoil(uint32_t unknown) {
+    if (!unknown) return;
+    const int group = threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      if (unknown >> (16 * tile + group) & 1) low[tile] = __int_as_float(0x7fc00000);
+      if (unknown >> (16 * tile + 8 + group) & 1) high[tile] = __int_as_float(0x7fc00000);
     }
   }
 };

@@ -8,10 +8,10 @@ namespace cuda {
 
 // Bucket weights have more digits than 16 bits hold, and e = centroid + value * multiplier is rounded only once: so
 // each weight is kept as a product. One multiplier serves all weights of one or two bits, which leaves their table
-// small: the one of 128 that loses least. Wider buckets have a multiplier each.
-template <class E, int kBits>
+// small: the one of 128 that loses least. Wider buckets have a multiplier each, unless the caller wants one of all.
+template <class E, int kBits, bool kShared_ = kBits <= 2>
 struct Weight {
-  static constexpr bool kShared = kBits <= 2;
+  static constexpr bool kShared = kShared_;
   float value, multiplier;
 
   static __device__ __forceinline__ float candidate(int i) { return 1.f + static_cast<float>(i) * (1.f / 128); }
@@ -31,6 +31,7 @@ struct Weight {
   // For all of them, by the whole block of threads, of which each tries one.
   static __device__ float shared_multiplier(const Residuals& index, uint64_t* scratch) {
     static_assert(kResidualThreads == 128, "a candidate a thread");
+    if (kBits == 8) return 1.f;  // so many weights differ in what suits them
     float off = 0.f;
     for (int bucket = 0; bucket < 1 << kBits; ++bucket) {
       const float weight = load_element(index.weights, index.weight_type, bucket), m = candidate(threadIdx.x);
@@ -50,58 +51,63 @@ struct Weight {
 };
 
 // Values of every byte in shared memory, ready to be looked up by this lane; wider buckets' multipliers behind them.
-template <int kBits>
+template <int kBits, bool kShared = kBits <= 2>
 struct Lookup {
-  static constexpr int kEntry = kBits == 8 ? 4 : kBits == 4 ? 8 : 16 / kBits;  // bytes
+  static constexpr int kEntry = kBits == 8 ? 4 : kBits == 4 && !kShared ? 8 : 16 / kBits;  // bytes
   static constexpr int kCopies = kLookupRow / kEntry;
+
+  static constexpr int kWords = kEntry / 4;
+
+  // What a byte stands for; `shared` is the multiplier of all weights, where they share one.
+  template <class E>
+  static __device__ __forceinline__ void entry_of(int byte, const Residuals& index, float shared,
+                                                  uint32_t (&entry)[kWords]) {
+    using W = Weight<E, kBits, kShared>;
+    if constexpr (kShared) {
+#pragma unroll
+      for (int word = 0; word < kWords; ++word) {
+        float values[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int shift = (2 * word + e) * kBits, bucket = byte >> shift & ((1 << kBits) - 1);
+          values[e] = shift < 8 ? load_element(index.weights, index.weight_type, bucket) / shared : 0.f;
+        }
+        entry[word] = Pair<E>::pack(values[0], values[1]);
+      }
+    } else {
+      const auto weight = [&](int bucket) { return W::best(load_element(index.weights, index.weight_type, bucket)); };
+      if constexpr (kBits == 8) {
+        const W one = weight(byte);
+        entry[0] = Pair<E>::pack(one.value, one.multiplier);
+      } else {
+        const W low = weight(byte & 15), high = weight(byte >> 4);
+        entry[0] = Pair<E>::pack(low.value, high.value);
+        entry[1] = Pair<E>::pack(low.multiplier, high.multiplier);
+      }
+    }
+  }
 
   // Returns the multiplier of all weights, where they share one.
   template <class E>
   static __device__ float build(unsigned char* table, const Residuals& index) {
-    using W = Weight<E, kBits>;
-    uint32_t* words = reinterpret_cast<uint32_t*>(table);
     float shared = 1.f;
-    if constexpr (W::kShared) {
-      shared = W::shared_multiplier(index, reinterpret_cast<uint64_t*>(table));
-      for (int byte = threadIdx.x; byte < 256; byte += blockDim.x) {
-        uint32_t entry[kEntry / 4];
-#pragma unroll
-        for (int word = 0; word < kEntry / 4; ++word) {
-          float values[2];
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const int bucket = byte >> (2 * word + e) * kBits & ((1 << kBits) - 1);
-            values[e] = load_element(index.weights, index.weight_type, bucket) / shared;
-          }
-          entry[word] = Pair<E>::pack(values[0], values[1]);
-        }
-        fill_row(words, byte, entry);
-      }
-    } else {
-      for (int byte = threadIdx.x; byte < 256; byte += blockDim.x) {
-        const auto weight = [&](int bucket) { return W::best(load_element(index.weights, index.weight_type, bucket)); };
-        uint32_t entry[kEntry / 4];
-        if constexpr (kBits == 8) {
-          const W one = weight(byte);
-          entry[0] = Pair<E>::pack(one.value, one.multiplier);
-        } else {
-          const W low = weight(byte & 15), high = weight(byte >> 4);
-          entry[0] = Pair<E>::pack(low.value, high.value);
-          entry[1] = Pair<E>::pack(low.multiplier, high.multiplier);
-        }
-        fill_row(words, byte, entry);
-      }
+    if constexpr (kShared)
+      shared = Weight<E, kBits, kShared>::shared_multiplier(index, reinterpret_cast<uint64_t*>(table));
+    for (int byte = threadIdx.x; byte < 256; byte += blockDim.x) {
+      uint32_t entry[kWords];
+      entry_of<E>(byte, index, shared, entry);
+      fill_row(reinterpret_cast<uint32_t*>(table), byte, entry);
     }
     return shared;
   }
 
   // Each thread starts at another word, so that threads of a warp do not meet in a bank.
-  static __device__ __forceinline__ void fill_row(uint32_t* words, int byte, const uint32_t (&entry)[kEntry / 4]) {
-    for (int i = 0; i < kLookupRow / kEntry; ++i) {
+  static __device__ __forceinline__ void fill_row(uint32_t* words, int byte, const uint32_t (&entry)[kWords]) {
+#pragma unroll 4
+    for (int i = 0; i < kCopies; ++i) {
       const int copy = (i + threadIdx.x) % kCopies;
 #pragma unroll
-      for (int word = 0; word < kEntry / 4; ++word)
-        words[byte * (kLookupRow / 4) + copy * (kEntry / 4) + word] = entry[word];
+      for (int word = 0; word < kWords; ++word) words[byte * (kLookupRow / 4) + copy * kWords + word] = entry[word];
     }
   }
 

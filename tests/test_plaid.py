@@ -113,7 +113,8 @@ def test_scores_are_those_of_the_decompressed_documents(
         assert torch.equal(scores, again)
         packed = maxsim.plaid.maxsim_residual_varlen_with_argmax(index.queries, *index.packed, **options)
         assert torch.equal(packed[0], scores) and torch.equal(packed[1], argmax)
-        assert torch.equal(maxsim.plaid.maxsim_residual_varlen(index.queries, *index.packed, **options), scores)
+        varlen = maxsim.plaid.maxsim_residual_varlen(index.queries, *index.packed, **options)
+        assert_close(varlen, index, normalize, LIMITS[dtype], -2.0)  # Hopper has a kernel of its own for these
 
 
 @pytest.mark.parametrize("query", LIMITS, ids=str)

@@ -54,8 +54,7 @@ class Index:
     def score(self, Q: Tensor, *, empty_score: float = 0.0) -> Tensor:
         """:func:`maxsim.plaid.maxsim_residual_varlen` of all documents, both sides normalised: ``[Nq, Nd]``."""
         queries = self._queries(Q)
-        stored = self.stored_for(queries)
-        scores, _ = documents.score(queries, stored, True, True, checks.number("empty_score", empty_score))
+        scores, _ = documents.score(queries, self.stored(), True, True, checks.number("empty_score", empty_score))
         return scores if Q.dim() == 3 else scores.squeeze(0)
 
     def search(
@@ -100,11 +99,6 @@ class Index:
             self.centroid_norm,
         )
 
-    def stored_for(self, queries: Tensor) -> Residuals:
-        """The same for these queries: in float32 the stored lengths, of rounded tokens, would be the largest error."""
-        stored = self.stored()
-        return stored._replace(inverse_norms=None) if queries.dtype is torch.float32 else stored
-
     def _queries(self, Q: Tensor) -> Tensor:
         checks.tokens("Q", Q, (2, 3), "[Nq, Lq, d] or [Lq, d]")
         checks.sides("Q", Q, "centroids", self.centroids)
@@ -146,9 +140,9 @@ def prepare_index(
 
 
 def _inverse_norms(codes: Tensor, residuals: Tensor, centroids: Tensor, weights: Tensor, nbits: int) -> Tensor:
-    """Of the tokens as 16-bit kernels multiply them, so that a score does not show how rounding stretched a token."""
-    tokens = reference.decompress(codes, residuals, centroids, weights, nbits, False)
-    return 1 / tokens.to(centroids.dtype).float().norm(dim=-1).clamp_min(1e-12)
+    """Of the exact sums. Kernels that round sums to 16 bits do not read them: theirs are of what they multiply."""
+    tokens = reference.decompress(codes, residuals, centroids.float(), weights.float(), nbits, False)
+    return 1 / tokens.norm(dim=-1).clamp_min(1e-12)
 
 
 def load_index(path: str | os.PathLike, device: torch.device | str = "cpu") -> Index:

@@ -1,0 +1,116 @@
+// Documents one after another as one stream of tokens, of which every warp takes an equal part: no document is too long
+// and none is left for the end.
+#pragma once
+
+#include "residual_args.cuh"
+#include "residual_config.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+// Neighbouring tokens of one document: rows up to `last`, which stands in for those behind it, since a token that is
+// met twice changes no maximum. Behind the end of a warp's part, row 0.
+struct StreamStep {
+  int32_t row = 0, last = 0, document = 0;
+  bool ends = false;   // the document in this warp's part
+  bool split = false;  // other warps have more of it
+};
+
+// What a warp takes: rows `first` up to `beyond`, of documents from `document` on.
+struct StreamPart {
+  int32_t first, beyond, document, documents;
+};
+
+// Equal parts of all documents, where they follow one another.
+struct StreamParts {
+  int64_t base, end;  // rows of all documents
+  int32_t rows;       // of a part
+
+  __device__ __forceinline__ StreamParts(const Segments& side, int warps)
+      : base(side.offsets[0]), end(side.offsets[side.count]) {
+    rows = static_cast<int32_t>(max(quotient(max(end - base, int64_t{0}) + warps - 1, warps), int64_t{kLeastPart}));
+  }
+  __device__ __forceinline__ int32_t of(int64_t row) const {
+    return static_cast<int32_t>(static_cast<uint32_t>(row - base) / static_cast<uint32_t>(rows));
+  }
+  __device__ __forceinline__ StreamPart part(int number, int32_t document, int64_t documents) const {
+    const int64_t begin = base + int64_t{number} * rows;
+    if (begin >= end) return {0, 0, 0, 0};
+    return {static_cast<int32_t>(begin), static_cast<int32_t>(min(begin + rows, end)), document,
+            static_cast<int32_t>(documents)};
+  }
+};
+
+// Whole documents, where they do not.
+__device__ __forceinline__ StreamPart unordered_part(int number, int warps, int64_t documents) {
+  return {0, INT32_MAX, static_cast<int32_t>(quotient(number * documents, warps)),
+          static_cast<int32_t>(quotient((number + 1) * documents, warps))};
+}
+
+// A warp's way through its part, 16 tokens at a step. Bounds of 32 documents wait in the lanes' registers.
+struct TokenStream {
+  const Segments& side;
+  StreamPart part;
+  int32_t window, place = 0;      // the lanes' first document, and which of them this one is
+  int32_t first = 0, beyond = 0;  // rows of the lane's document that are in the part
+  uint32_t pending = 0;           // lanes whose documents are not begun
+  uint32_t split = 0;             // lanes whose documents are not all in the part
+  int32_t row = 0, end = 0;       // of the present document
+
+  __device__ __forceinline__ TokenStream(const Segments& side, const StreamPart& part)
+      : side(side), part(part), window(part.document) {}
+
+  __device__ __forceinline__ void look() {
+    const int32_t document = window + static_cast<int32_t>(threadIdx.x % 32);
+    Span span;
+    if (document < part.documents) span = span_of(side, document);
+    const int32_t from = static_cast<int32_t>(span.first_row), to = from + span.length;
+    first = max(from, part.first), beyond = min(to, part.beyond);
+    pending = __ballot_sync(~0u, first < beyond);
+    split = __ballot_sync(~0u, from < part.first || to > part.beyond);
+    // Where documents follow one another, none behind one that ends behind the part is in it.
+    if (__any_sync(~0u, to >= part.beyond)) part.documents = min(part.documents, window + 32);
+  }
+
+  // All steps of the part. The stream is at its beginning then.
+  __device__ __forceinline__ int steps() {
+    int count = 0;
+    for (;;) {
+      look();
+      count += __reduce_add_sync(~0u, max(0, beyond - first + 15) / 16);
+      if (window + 32 >= part.documents) break;
+      window += 32;
+    }
+    if (window != part.document) {
+      window = part.document;
+      look();
+    }
+    return count;
+  }
+
+  __device__ __forceinline__ StreamStep next() {
+    while (row >= end) {
+      if (!pending) {
+        if (window + 32 >= part.documents) return {};
+        window += 32;
+        look();
+        continue;
+      }
+      place = __ffs(pending) - 1;
+      pending &= pending - 1;
+      row = __shfl_sync(~0u, first, place);
+      end = __shfl_sync(~0u, beyond, place);
+    }
+    StreamStep step;
+    step.row = row;
+    step.document = window + place;
+    row += 16;
+    step.last = min(row, end) - 1;
+    step.ends = row >= end;
+    step.split = split >> place & 1;
+    return step;
+  }
+};
+
+}  // namespace cuda
+}  // namespace maxsim
