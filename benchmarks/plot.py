@@ -63,6 +63,54 @@ def train(result: Row) -> Figure:
     return times(result, "train")
 
 
+# Large corpora under one query: a kind of rows, its workload, an implementation, bytes a token, what it is called, and
+# where that stands. A prepared index stores a token's length, and half as many bytes of its code.
+STORED = [
+    ("forward", "corpus-10k", "ours", 256, "bfloat16", (6, -3)),
+    ("fp8", "corpus-10k", "ours", 132, "fp8", (6, -3)),
+    ("int8", "corpus-10k", "ours, 8x8", 132, "int8 × int8", (6, -11)),
+    ("int8", "corpus-10k", "ours, affine", 136, "int8 under bfloat16", (6, -3)),
+    ("binary", "corpus-10k", "ours, asymmetric", 16, "signs", (6, -3)),
+    ("plaid", "plaid-10k-512-4bit", "ours", 68, "residuals of 4 bits", (6, -12)),
+    ("plaid-prepared", "plaid-10k-512-4bit", "ours", 70, "4 bits, prepared", (6, 3)),
+    ("plaid", "plaid-10k-300-2bit", "ours", 36, "residuals of 2 bits", (6, -12)),
+    ("plaid-prepared", "plaid-10k-300-2bit", "ours", 38, "2 bits, prepared", (6, 3)),
+    ("forward", "corpus-10k", "lik", 256, "bfloat16", (6, 6)),
+    ("fp8", "corpus-10k", "lik", 132, "fp8", (6, -3)),
+    ("plaid", "plaid-10k-300-2bit", "lik", 36, "residuals of 2 bits", (6, -3)),
+    ("plaid", "plaid-10k-512-4bit", "lik", 68, "residuals of 4 bits", (6, -3)),
+    ("int8", "corpus-10k", "flash, affine", 136, "int8 under bfloat16", (6, -11)),
+]
+PADDED_TOKENS = 10_000 * 300  # of corpus-10k
+
+
+def stored(result: Row) -> Figure:
+    """Speed against bytes: document tokens that one query meets in a second, and what a copy's rate allows."""
+    figure = canvas(8, 4.2)
+    (axes,) = figure.axes
+    rows = {(row["kind"], row["name"], row["impl"]): row for row in result["rows"] if "ms" in row}
+    named = set()
+    for kind, workload, impl, token_bytes, title, offset in STORED:
+        row = rows.get((kind, workload, impl))
+        if row is None:
+            continue
+        who = impl.split(",")[0]
+        rate = row.get("tokens", PADDED_TOKENS) / row["ms"] / 1e6
+        label = None if who in named else NAMES[who]
+        axes.scatter(token_bytes, rate, color=COLOURS[who], s=28, label=label, zorder=4 if who == "ours" else 2)
+        axes.annotate(title, (token_bytes, rate), offset, textcoords="offset points", fontsize=7, color=COLOURS[who])
+        named.add(who)
+    ends = (12, 320)
+    axes.plot(ends, [result["copy_TBps"] * 1e3 / x for x in ends], color="black", linewidth=1, label="a copy's rate")
+    axes.set(xscale="log", yscale="log", xlabel="bytes a token, d = 128", ylabel="10⁹ tokens a second")
+    places = [16, 32, 64, 128, 256]
+    axes.set_xticks(places, [str(x) for x in places])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
 def ladder(result: Row) -> Figure:
     figure = canvas(8, 2.8, panels=2)
     panels = (("math", "TFLOPs", "TFLOP/s, 256 × 256 documents"), ("memory", "TBps", "TB/s, 1 × 10 000 documents"))

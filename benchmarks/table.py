@@ -32,7 +32,13 @@ TABLES: list[tuple[Path, str, Path, Callable[[Row], str], list[str]]] = [
     (ROOT / "README.md", "cpu-summary", CPU_RESULTS, cpu_table.summary, []),
     (ROOT / "docs" / "benchmarks.md", "cpu-rows", CPU_RESULTS, cpu_table.every_row, []),
     (ROOT / "README.md", "h200-summary", GPU_RESULTS, gpu_table.summary, []),
-    (ROOT / "docs" / "benchmarks.md", "h200-rows", GPU_RESULTS, gpu_table.every_row, ["h200-forward", "h200-train"]),
+    (
+        ROOT / "docs" / "benchmarks.md",
+        "h200-rows",
+        GPU_RESULTS,
+        gpu_table.every_row,
+        ["h200-forward", "h200-train", "h200-stored"],
+    ),
     (ROOT / "docs" / "benchmarks.md", "integrations", INTEGRATION_RESULTS, integrations_table.every_section, []),
     (ROOT / "docs" / "tasks" / "train.md", "train-example", TRAIN_RESULTS, train_table.training, []),
     (ROOT / "docs" / "tasks" / "train.md", "train-example-h200", TRAIN_GPU_RESULTS, train_table.training, []),
@@ -44,6 +50,7 @@ TABLES: list[tuple[Path, str, Path, Callable[[Row], str], list[str]]] = [
 PICTURES: dict[str, tuple[Path, Callable[[Row], object]]] = {
     "h200-forward": (GPU_RESULTS, plot.forward),
     "h200-train": (GPU_RESULTS, plot.train),
+    "h200-stored": (GPU_RESULTS, plot.stored),
     "ladder": (LADDER_RESULTS, plot.ladder),
     "train-example": (TRAIN_RESULTS, plot.training),
     "fidelity": (FIDELITY_RESULTS, plot.fidelity),

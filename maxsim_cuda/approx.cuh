@@ -34,17 +34,21 @@ __device__ __forceinline__ bool any_probed(const ApproxArgs& args, const Span& d
   return false;
 }
 
-// A warp a pair. A lane takes kWide neighbouring query tokens of a row, and 32 * kWide / width rows are read at once.
-template <int kWide>
+// kTeam warps a pair, all of a block where there are few pairs. A lane takes kWide neighbouring query tokens of a row,
+// and 32 * kWide / width rows are read at once.
+template <int kWide, int kTeam>
 __global__ void __launch_bounds__(kApproxThreads) approx_scores(const __grid_constant__ ApproxArgs args) {
+  static_assert(kTeam == 1 || (kTeam == kApproxThreads / 32 && kWide == 4), "one pass over the query tokens");
+  __shared__ float met[kTeam > 1 ? kTeam : 1][32 * kWide];
   const Problem& problem = args.problem;
+  const int warp = threadIdx.x / 32, rank = kTeam > 1 ? warp : 0;
   const int lane = threadIdx.x % 32, width = static_cast<int>(problem.queries.dim);
   const int lanes = kWide == 1 ? 32 : (width + kWide - 1) / kWide;  // that share a row
   const int rows = kWide == 1 ? 1 : 32 / lanes;                     // at once
   const int row = kWide == 1 ? 0 : lane / lanes, part = kWide == 1 ? lane : lane % lanes;
-  const int64_t warps = static_cast<int64_t>(gridDim.x) * (kApproxThreads / 32);
-  for (int64_t pair = blockIdx.x + static_cast<int64_t>(threadIdx.x / 32) * gridDim.x; pair < problem.pairs;
-       pair += warps) {
+  const int64_t teams = static_cast<int64_t>(gridDim.x) * (kApproxThreads / 32 / kTeam);
+  for (int64_t pair = blockIdx.x + static_cast<int64_t>(kTeam > 1 ? 0 : warp) * gridDim.x; pair < problem.pairs;
+       pair += teams) {
     const PairIds ids = pair_ids(problem, pair);
     Span document = span_of(problem.documents, ids.document);
     const bool valid = document.valid && ids.query >= 0 && ids.query < problem.queries.count;
@@ -52,7 +56,7 @@ __global__ void __launch_bounds__(kApproxThreads) approx_scores(const __grid_con
     const int length = document.length;
     const float* table = args.a.centroid_scores + (valid ? ids.query : 0) * args.a.centroid_count * width;
     if (args.a.probed && !any_probed(args, document, valid ? ids.query : 0)) {
-      if (lane == 0) args.scores[pair] = valid ? -INFINITY : __int_as_float(0x7fc00000);
+      if (rank == 0 && lane == 0) args.scores[pair] = valid ? -INFINITY : __int_as_float(0x7fc00000);
       continue;
     }
     double total = 0;
@@ -62,10 +66,10 @@ __global__ void __launch_bounds__(kApproxThreads) approx_scores(const __grid_con
       for (int e = 0; e < kWide; ++e) best[e] = -INFINITY;
       const bool mine = row < rows && first < width;
       const float* column = table + (mine ? first : 0);
-      int next = code_of(args, document, lane);
-      for (int base = 0; base < length; base += 32) {
+      int next = code_of(args, document, 32 * rank + lane);
+      for (int base = 32 * rank; base < length; base += 32 * kTeam) {
         const int known = next, last = min(32, length - base) - 1;
-        next = code_of(args, document, base + 32 + lane);
+        next = code_of(args, document, base + 32 * kTeam + lane);
 #pragma unroll 1
         for (int t = 0; t <= last; t += kApproxUnroll * rows) {
           float value[kApproxUnroll][kWide];
@@ -95,13 +99,24 @@ __global__ void __launch_bounds__(kApproxThreads) approx_scores(const __grid_con
           best[e] = over;
         }
       }
+      if constexpr (kTeam > 1) {
+#pragma unroll
+        for (int e = 0; e < kWide; ++e) met[rank][lane * kWide + e] = best[e];
+        __syncthreads();
+#pragma unroll
+        for (int e = 0; e < kWide && rank == 0; ++e)
+#pragma unroll
+          for (int other = 1; other < kTeam; ++other) best[e] = max_nan(best[e], met[other][lane * kWide + e]);
+        __syncthreads();
+      }
       double sum = 0;
 #pragma unroll
       for (int e = 0; e < kWide; ++e)
         if (mine && row == 0) sum += static_cast<double>(best[e]);
       total += sum_lanes(sum);
     }
-    if (lane == 0) args.scores[pair] = valid ? (length ? static_cast<float>(total) : 0.f) : __int_as_float(0x7fc00000);
+    if (rank == 0 && lane == 0)
+      args.scores[pair] = valid ? (length ? static_cast<float>(total) : 0.f) : __int_as_float(0x7fc00000);
   }
 }
 

@@ -74,10 +74,11 @@ void approx_forward(const Problem& problem, const Approximation& approximation, 
   if (problem.pairs == 0) return;
   const ApproxArgs args{problem, approximation, scores};
   const int64_t width = problem.queries.dim, warps = kApproxThreads / 32;
-  const int64_t blocks = std::min<int64_t>(ceil_div(problem.pairs, warps), int64_t{8} * current_device().sms);
   const bool wide = width % 4 == 0 && width <= 128 && multiple_of_16(approximation.centroid_scores);
-  const auto kernel = wide ? approx_scores<4> : approx_scores<1>;
-  kernel<<<static_cast<unsigned>(blocks), kApproxThreads, 0, stream>>>(args);
+  constexpr int kPerSm = 8, kTooFew = 4;  // as many warps a pair: then some would have nothing to do
+  const bool team = wide && kTooFew * problem.pairs <= warps * kPerSm * current_device().sms;
+  const auto kernel = team ? approx_scores<4, kApproxThreads / 32> : wide ? approx_scores<4, 1> : approx_scores<1, 1>;
+  kernel<<<grid(team ? problem.pairs : ceil_div(problem.pairs, warps), kPerSm), kApproxThreads, 0, stream>>>(args);
   check(cudaGetLastError(), "approx_scores");
 }
 

@@ -163,8 +163,9 @@ __global__ void __launch_bounds__(kResidualThreads) residual_prologue(const __gr
     const Span document = span_of(problem.documents, i);
     out_of_order |= !document.valid;
     if (document.valid && document.length) {
-      const int64_t offset = document.first_row - parts.base;
-      for (int64_t w = quotient(max(offset, int64_t{0}) + parts.rows - 1, parts.rows);
+      const int64_t offset = parts.base < 0 ? 0 : document.first_row - parts.base;
+      if (offset < 0) continue;  // out of order
+      for (int64_t w = quotient(offset + parts.rows - 1, parts.rows);
            w < plan.warps && w * parts.rows < offset + document.length; ++w)
         plan.first_document[w] = static_cast<int32_t>(i);
       continue;
@@ -176,6 +177,8 @@ __global__ void __launch_bounds__(kResidualThreads) residual_prologue(const __gr
   const bool any = __syncthreads_or(out_of_order);
   if (threadIdx.x == 0) plan.out_of_order[blockIdx.x] = any;
   for (int64_t i = thread; i < static_cast<int64_t>(plan.groups) * plan.warps; i += threads) plan.arrivals[i] = 0;
+  for (int64_t i = thread; i < plan.warps; i += threads)
+    if (parts.base + i * parts.rows >= parts.end) plan.first_document[i] = 0;  // nothing is left for this warp
 }
 
 }  // namespace cuda

@@ -26,9 +26,11 @@ struct StreamParts {
   int64_t base, end;  // rows of all documents
   int32_t rows;       // of a part
 
+  // Offsets that are not in order may say anything; only a row count comes of it.
   __device__ __forceinline__ StreamParts(const Segments& side, int warps)
       : base(side.offsets[0]), end(side.offsets[side.count]) {
-    rows = static_cast<int32_t>(max(quotient(max(end - base, int64_t{0}) + warps - 1, warps), int64_t{kLeastPart}));
+    const int64_t tokens = base < 0 || base > end ? 0 : min(end, side.extent) - base;
+    rows = static_cast<int32_t>(max(quotient(max(tokens, int64_t{0}) + warps - 1, warps), int64_t{kLeastPart}));
   }
   __device__ __forceinline__ int32_t of(int64_t row) const {
     return static_cast<int32_t>(static_cast<uint32_t>(row - base) / static_cast<uint32_t>(rows));

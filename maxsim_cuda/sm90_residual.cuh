@@ -26,7 +26,8 @@ struct StreamCode {
   uint32_t low = 0, high = 0;
 
   __device__ __forceinline__ void load(const CodeView& codes, int64_t row) {
-    if constexpr (kBytes == 2) low = __ldg(static_cast<const uint16_t*>(codes.data) + row);
+    if constexpr (kBytes == 2)  // into 32 bits at once: to widen it later would wait for it
+      asm volatile("ld.global.nc.u16 %0, [%1];" : "=r"(low) : "l"(static_cast<const uint16_t*>(codes.data) + row));
     if constexpr (kBytes == 4) low = __ldg(static_cast<const uint32_t*>(codes.data) + row);
     if constexpr (kBytes == 8) {
       const uint2 both = __ldg(static_cast<const uint2*>(codes.data) + row);

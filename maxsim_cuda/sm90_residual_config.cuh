@@ -19,14 +19,15 @@ constexpr int kStreamAhead = 4;
 //
 //                registers  blocks an SM  why
 //   one block      144         3          32 of them are centroids on their way; at 128 they spill
-//   its table      136         3          four at 128 registers spill, and are slower
+//   its table      136         3          four at 128 registers spill
 //   8 blocks       255         2          64 maxima, 32 sums, 32 rows, 32 centroids
 template <bool kTable, int kBlocks, int kBits>
 struct Sm90Residual {
   static constexpr int kPerSm = kBlocks == 1 ? 3 : 2;
   static constexpr int kBytes = kBlocks * kQueryBlockBytes + 1024;  // operands begin at a multiple of 1024
-  // Where a token has few bytes and its centroid many, asking for more lines costs more than it saves.
-  static constexpr bool kPrefetch = kTable || kBits > 2;
+  // Where a token has few bytes, its centroid many and one block of queries meets it, asking for more lines costs more
+  // than it saves.
+  static constexpr bool kPrefetch = kTable || kBits > 2 || kBlocks > 1;
 };
 
 }  // namespace cuda

@@ -153,6 +153,12 @@ def compressed() -> None:
                 for mode in ("", "_with_argmax"):
                     getattr(maxsim.plaid, f"maxsim_residual{mode}")(index.queries, *index.padded)
                     getattr(maxsim.plaid, f"maxsim_residual_varlen{mode}")(index.queries, *index.packed)
+                codes, *others = index.packed
+                for integers in (torch.int16, torch.int64):
+                    maxsim.plaid.maxsim_residual_varlen(index.queries, codes.to(integers), *others)
+                prepared = maxsim.plaid.prepare_index(*index.packed)
+                for some in (index.queries, index.queries[:1]):
+                    prepared.score(some)
             index.codes[0, 0], index.codes[1, 0] = -5, 2**40
             maxsim.plaid.maxsim_residual(index.queries, *index.padded)
             learnt(lambda q, index=index: maxsim.plaid.maxsim_residual(q, *index.padded), index.queries)

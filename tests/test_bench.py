@@ -164,7 +164,7 @@ def test_gpu_rows(gpu_on_cpu: list, tmp_path: Path) -> None:
     scaled = rows["forms", "text-long-d256", "ours"]
     assert scaled["plain_ms"] == 2 * 2.0 and rows["forms", "rerank-400-listed", "ours"]["plain_ms"] == 2.0 * 6 / 12
     assert gpu_table.summary(result) and gpu_table.every_row(result).count("\n| ") == len(rows) + 2 * len(PHASES)
-    assert plot.forward(result) and plot.train(result)
+    assert plot.forward(result) and plot.train(result) and plot.stored(result)
 
 
 def test_a_gpu_run_goes_on_where_it_stopped(gpu_on_cpu: list, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
