@@ -24,7 +24,7 @@ OF_METAL = ["tests/metal/check_emulated.py", "tests/metal/check_fuzz.py"]
 # What is left out because the emulated GPU takes too long for it, or because it is about threads of a CPU.
 TOO_SLOW = [
     *("retrieval_scores", "infinities", "every_batch_size", "threads", "concurrent", "training_lowers"),
-    *("(soft and (768 or 130))", "(quantised and queries2)", "long_and_many"),
+    *("(soft and (768 or 130))", "(quantised and every_length)", "long_and_many"),
 ]
 TOO_SLOW_OBSERVED = ["768", "more_winners", "(nan_in and 300)"]
 # The CPU names what is wrong with a value; a GPU's answer is NaN.
