@@ -60,8 +60,22 @@ __device__ __forceinline__ void write_winners(const ForwardArgs& args, const Blo
     for (slot += kBlockTokens; slot < width; slot += kBlockTokens) out[slot] = -1;
 }
 
+// Parts of a sum, one a lane: always the same tree over block numbers, wherever the parts come from.
+__device__ __forceinline__ double add_parts(double part) {
+#pragma unroll
+  for (int step = 16; step; step /= 2) part += __shfl_xor_sync(~0u, part, step);
+  return part;
+}
+
+__device__ __forceinline__ void write_score(const ForwardArgs& args, const BlockInfo& owner, int64_t target, double sum,
+                                            bool valid, bool any_token) {
+  const float nan = __int_as_float(0x7fc00000);
+  args.scores[pair_of(args, owner, target)] =
+      valid && owner.valid ? (any_token ? static_cast<float>(sum) : args.problem.empty_score) : nan;
+}
+
 // Sums of blocks on their way to scores, by a whole warp: each lane that `has` one brings its block. Of a query's
-// blocks the last to arrive adds all of them, by a tree over block numbers: which one that is never shows.
+// blocks the last to arrive adds all of them: which one that is never shows.
 __device__ __forceinline__ void write_sums(const ForwardArgs& args, const BlockInfo& owner, int64_t target, bool has,
                                            double sum, bool valid, bool any_token) {
   const bool cross = args.problem.pairing == Pairing::cross;
@@ -85,19 +99,12 @@ __device__ __forceinline__ void write_sums(const ForwardArgs& args, const BlockI
           reinterpret_cast<const double*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(partials), from));
       __threadfence();
       double total = 0;
-      for (int first = 0; first < chunks; first += 32) {
-        double part = first + lane < chunks ? __ldcg(parts + first + lane) : 0;
-#pragma unroll
-        for (int step = 16; step; step /= 2) part += __shfl_xor_sync(~0u, part, step);
-        total += part;
-      }
+      for (int first = 0; first < chunks; first += 32)
+        total += add_parts(first + lane < chunks ? __ldcg(parts + first + lane) : 0);
       if (lane == from) sum = total;
     }
   }
-  const float nan = __int_as_float(0x7fc00000);
-  if (last)
-    args.scores[pair_of(args, owner, target)] =
-        valid && owner.valid ? (any_token ? static_cast<float>(sum) : args.problem.empty_score) : nan;
+  if (last) write_score(args, owner, target, sum, valid, any_token);
 }
 
 }  // namespace cuda

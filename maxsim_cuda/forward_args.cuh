@@ -14,13 +14,15 @@ struct ForwardArgs {
   Problem problem;
   float* scores;
   int32_t* argmax;
-  double* partials;     // sums of blocks: [documents][block_count] (cross) or [pairs][chunks] of this launch
+  double* partials;     // sums of blocks: [documents][block_count] (cross) or [pairs][chunks] of this launch; or null
   int32_t* arrivals;    // blocks done, of each pair of this launch; zero at launch
-  const int2* blocks;   // (query, chunk) of each block of packed queries; blocks[-1].x counts them. Null when padded.
+  const int2* blocks;   // (query, chunk) of each block of packed queries; blocks[-1].x counts them. Null when padded
+                        // or one query.
   int64_t block_count;  // at most
   int32_t chunks;       // blocks a query can have
   int64_t first;        // first document (cross) or pair (else) of this launch
   int64_t count;        // how many
+  bool follows_table;   // `blocks` is written by the kernel before this one, and may not be there when it starts
   bool allow_tf32;      // fp32 operands may lose all but 11 bits of mantissa
 };
 
@@ -38,12 +40,15 @@ inline int64_t blocks_per_document(const ForwardArgs& args) {
 
 // What a loader says about a stage of the ring. `bits` are the kept columns of a tile that is not full.
 struct alignas(16) StageInfo {
-  // kRelease: the last tile that these queries meet.
-  static constexpr int kNewQueries = 1, kLast = 2, kFull = 4, kEnd = 8, kInvalid = 16, kAnyToken = 32, kRelease = 64;
+  // kFull: every column counts. kRelease: the last tile that these queries meet. kListed: of columns that do not follow
+  // one another.
+  static constexpr int kNewQueries = 1, kLast = 2, kFull = 4, kEnd = 8, kInvalid = 16, kAnyToken = 32, kRelease = 64,
+                       kListed = 128;
   int32_t flags;
   int32_t first_token;
   int64_t target;  // cross: the document; else the pair
   uint32_t bits[5];
+  int32_t last_eight;  // where the last eight tokens of the tile begin, counted from its first
 };
 
 // A block of query rows.

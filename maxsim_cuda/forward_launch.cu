@@ -6,6 +6,7 @@
 #include "check.h"
 #include "forward_args.cuh"
 #include "mma_select.h"
+#include "ptx/dependent_launch.cuh"
 #include "sm90_deep_select.h"
 #include "sm90_select.h"
 
@@ -18,11 +19,13 @@ constexpr int64_t kScratchBytes = 1 << 20;
 // (query, chunk) of each block of packed queries, in token order, behind one entry that counts them. Offsets that run
 // backwards can name more blocks than there is room for: from the first query that does not fit on, each gets one block
 // at the table's end, of chunk -1, which makes its scores NaN.
-__global__ void __launch_bounds__(1024)
-    list_blocks(const __grid_constant__ Segments queries, int2* out, int64_t block_count) {
+__global__ void __launch_bounds__(1024) list_blocks(const __grid_constant__ Segments queries, int2* out,
+                                                    int64_t block_count, int32_t* arrivals, int64_t arrival_count) {
   __shared__ int64_t warp_sums[32];
   __shared__ int64_t base;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  ptx::launch_dependents();
+  for (int64_t i = threadIdx.x; i < arrival_count; i += 1024) arrivals[i] = 0;
   if (threadIdx.x == 0) base = 0;
   for (int64_t first = 0; first < queries.count; first += 1024) {
     const int64_t query = first + threadIdx.x;
@@ -65,7 +68,15 @@ struct Layout {
   int64_t per_launch;
 };
 
-Layout lay_out(const Problem& problem) {
+// Whether all blocks of a query pass one warp, one after the other or side by side, so that their sums need no memory.
+// On Hopper: those of a candidate do, and of a padded query of a cross product where every tile shape that meets so
+// many blocks takes a multiple of them. Long rows may have to take mma.sync after all, where they do not.
+bool sums_in_registers(const Problem& problem, Path path, int64_t chunks) {
+  if (path != Path::sm90 || sm90_takes_deep(problem)) return false;
+  return problem.pairing != Pairing::cross || (!problem.queries.packed() && (chunks == 2 || chunks == 4));
+}
+
+Layout lay_out(const Problem& problem, Path path) {
   const Segments& queries = problem.queries;
   Layout out{};
   out.cross = problem.pairing == Pairing::cross;
@@ -74,23 +85,26 @@ Layout lay_out(const Problem& problem) {
   out.block_count = queries.count * out.chunks;
   if (queries.packed()) {
     out.block_count = queries.extent / kBlockTokens + queries.count;
-    if (out.cross) out.table_bytes = ceil_div((out.block_count + 1) * sizeof(int2), 256) * 256;
+    // The blocks of a single query are numbered as if it were padded.
+    if (queries.count == 1) out.block_count = out.chunks;
+    if (out.cross && queries.count > 1) out.table_bytes = ceil_div((out.block_count + 1) * sizeof(int2), 256) * 256;
   }
-  if (out.chunks > 1) out.per_item = out.cross ? out.block_count * 8 + queries.count * 4 : out.chunks * 8 + 4;
+  if (out.chunks > 1 && !sums_in_registers(problem, path, out.chunks))
+    out.per_item = out.cross ? out.block_count * 8 + queries.count * 4 : out.chunks * 8 + 4;
   out.per_launch = out.per_item ? std::max<int64_t>(1, std::min(out.items, kScratchBytes / out.per_item)) : out.items;
   return out;
 }
 
 }  // namespace
 
-int64_t tiled_workspace(const Problem& problem) {
-  const Layout layout = lay_out(problem);
+int64_t tiled_workspace(const Problem& problem, Path path) {
+  const Layout layout = lay_out(problem, path);
   return layout.table_bytes + layout.per_launch * layout.per_item;
 }
 
 void tiled_forward(const Problem& problem, Path path, bool allow_tf32, float* scores, int32_t* argmax, void* workspace,
                    cudaStream_t stream) {
-  const Layout layout = lay_out(problem);
+  const Layout layout = lay_out(problem, path);
   ForwardArgs args{};
   args.problem = problem;
   args.scores = scores;
@@ -98,19 +112,23 @@ void tiled_forward(const Problem& problem, Path path, bool allow_tf32, float* sc
   args.block_count = layout.block_count;
   args.chunks = static_cast<int32_t>(layout.chunks);
   args.allow_tf32 = allow_tf32;
-  char* scratch = static_cast<char*>(workspace);
-  if (layout.table_bytes) {
-    list_blocks<<<1, 1024, 0, stream>>>(problem.queries, reinterpret_cast<int2*>(scratch), layout.block_count);
-    args.blocks = reinterpret_cast<const int2*>(scratch) + 1;
-    scratch += layout.table_bytes;
-  }
+  auto* table = static_cast<int2*>(workspace);
+  char* scratch = static_cast<char*>(workspace) + layout.table_bytes;
+  if (layout.table_bytes) args.blocks = table + 1;
   for (args.first = 0; args.first < layout.items; args.first += args.count) {
     args.count = std::min(layout.per_launch, layout.items - args.first);
+    int64_t arrivals = 0;
     if (layout.per_item) {
-      const int64_t arrivals = args.count * (layout.cross ? problem.queries.count : 1);
-      const int64_t partials = args.count * (layout.cross ? layout.block_count : layout.chunks);
+      arrivals = args.count * (layout.cross ? problem.queries.count : 1);
       args.partials = reinterpret_cast<double*>(scratch);
-      args.arrivals = reinterpret_cast<int32_t*>(args.partials + partials);
+      args.arrivals =
+          reinterpret_cast<int32_t*>(args.partials + args.count * (layout.cross ? layout.block_count : layout.chunks));
+    }
+    args.follows_table = layout.table_bytes && args.first == 0;
+    if (args.follows_table) {
+      list_blocks<<<1, 1024, 0, stream>>>(problem.queries, table, layout.block_count, args.arrivals, arrivals);
+      check(cudaGetLastError(), "list_blocks");
+    } else if (arrivals) {
       check(cudaMemsetAsync(args.arrivals, 0, arrivals * sizeof(int32_t), stream), "cudaMemsetAsync");
     }
     if (path != Path::sm90)

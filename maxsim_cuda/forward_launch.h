@@ -6,7 +6,7 @@
 namespace maxsim {
 namespace cuda {
 
-int64_t tiled_workspace(const Problem& problem);
+int64_t tiled_workspace(const Problem& problem, Path path);
 void tiled_forward(const Problem& problem, Path path, bool allow_tf32, float* scores, int32_t* argmax, void* workspace,
                    cudaStream_t stream);
 

@@ -61,7 +61,8 @@ Path choose_path(Path path, const Problem& problem) {
 }
 
 int64_t forward_workspace(const Problem& problem, Path path) {
-  return choose_path(path, problem) == Path::fma ? 0 : tiled_workspace(problem);
+  path = choose_path(path, problem);
+  return path == Path::fma ? 0 : tiled_workspace(problem, path);
 }
 
 void forward(const Problem& problem, Path path, bool allow_tf32, float* scores, int32_t* argmax, void* workspace,

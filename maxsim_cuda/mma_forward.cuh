@@ -158,7 +158,8 @@ struct MmaConsumer {
     const MmaStage& info = shared.stages[stage];
 #pragma unroll
     for (int m = 0; m < C::kTilesM; ++m)
-      take_products(products[m], rows[m], info.first_token, column0(), info.flags & StageInfo::kFull, info.bits, scale);
+      take_products(products[m], rows[m], TokensFrom{info.first_token}, column0(), info.flags & StageInfo::kFull,
+                    info.bits, scale);
   }
 
   __device__ __forceinline__ void consume(int stage) {

@@ -114,7 +114,8 @@ struct QueryRows {
       if (full && take_positive(products)) return;
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile)
-      take_products(products[tile], best[tile], first, threadIdx.x % 4 * 2, full, bits, ColumnScale<false>{});
+      take_products(products[tile], best[tile], TokensFrom{first}, threadIdx.x % 4 * 2, full, bits,
+                    ColumnScale<false>{});
   }
 
   // As take_positive_maxima, but both tiles ask together whether a maximum is negative.

@@ -49,6 +49,12 @@ struct RowState {
   }
 };
 
+// The document token of each column of a tile: those from one on.
+struct TokensFrom {
+  int32_t first;
+  __device__ __forceinline__ int32_t at(int column) const { return first + column; }
+};
+
 // Factors of the columns: null where the products are what they are. Sums of integers become floats here, exactly.
 template <bool kScaled>
 struct ColumnScale {
@@ -79,8 +85,8 @@ __device__ __forceinline__ void integer_maxima(const A (&c)[kCount], int column0
 }
 
 // Maxima of a full tile. False, with nothing taken, where one is negative.
-template <int kCount, class A, bool kScaled>
-__device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<false>& row, int32_t, int column0,
+template <int kCount, class A, class Tokens, bool kScaled>
+__device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<false>& row, const Tokens&, int column0,
                                             const ColumnScale<kScaled>& scale) {
   int32_t best[2];
   integer_maxima(c, column0, scale, best);
@@ -95,9 +101,9 @@ __device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<false
 // only products that equal the maximum keep theirs, and the highest rank is the lowest column. That costs the idle FMA
 // pipe two operations a product and the busy one half of one, where a comparison and two selections cost it three.
 // False, with nothing taken, where a maximum is negative, NaN or too large to subtract from.
-template <int kCount, class A, bool kScaled>
-__device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<true>& row, int32_t first_token, int column0,
-                                            const ColumnScale<kScaled>& scale) {
+template <int kCount, class A, class Tokens, bool kScaled>
+__device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<true>& row, const Tokens& tokens,
+                                            int column0, const ColumnScale<kScaled>& scale) {
   constexpr int kRanks = 1024;  // as the bits of a float, which addition to zero leaves as they are
   static_assert(kCount * 2 <= kRanks, "a rank above zero for each column of the tile");
   constexpr uint32_t kTooLarge = 0x7e800000;  // the bits of 2^126; as unsigned, those of negative numbers are above
@@ -135,18 +141,18 @@ __device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<true>
   for (int r = 0; r < 2; ++r)
     if (__int_as_float(best[r]) > row.best[r]) {
       row.best[r] = __int_as_float(best[r]);
-      row.winner[r] = first_token + column0 + kRanks - rank[r];
+      row.winner[r] = tokens.at(column0 + kRanks - rank[r]);
     }
   return true;
 }
 
 // The products of one tile of rows and kCount * 2 columns, of which this thread's first is column0. `bits` are the kept
 // columns from the tile's first one on, looked at unless the tile is full.
-template <int kCount, class A, bool kArgmax, bool kScaled>
-__device__ __forceinline__ void take_products(const A (&c)[kCount], RowState<kArgmax>& row, int32_t first_token,
+template <int kCount, class A, bool kArgmax, class Tokens, bool kScaled>
+__device__ __forceinline__ void take_products(const A (&c)[kCount], RowState<kArgmax>& row, const Tokens& tokens,
                                               int column0, bool full, const uint32_t* bits,
                                               const ColumnScale<kScaled>& scale) {
-  if (full && take_maxima(c, row, first_token, column0, scale)) return;
+  if (full && take_maxima(c, row, tokens, column0, scale)) return;
 #pragma unroll
   for (int j = 0; j < kCount / 4; ++j) {
     const int column = column0 + j * 8;
@@ -154,7 +160,8 @@ __device__ __forceinline__ void take_products(const A (&c)[kCount], RowState<kAr
     const uint32_t kept = full ? ~0u : bits[column / 32] >> column % 32;
 #pragma unroll
     for (int e = 0; e < 4; ++e)
-      if (kept >> e % 2 & 1) row.take(e / 2, scale.apply(c[4 * j + e], factor, e), first_token + column + e % 2);
+      if (kept >> e % 2 & 1)
+        row.take(e / 2, scale.apply(c[4 * j + e], factor, e), kArgmax ? tokens.at(column + e % 2) : 0);
   }
 }
 

@@ -30,24 +30,36 @@ struct Sm90DeepArgs : ForwardArgs {
   int32_t atoms;  // of a row
 };
 
-// What a tile's last stage says: `stages` about its first half and its document, `second` about the other half.
-template <class C>
-struct Sm90DeepShared : Sm90Shared<C> {
-  static constexpr int kTwo = 128;  // flag of a stage: its tile has two halves
-  StageInfo second[C::kStages];
+// No more than the kernel and its finisher need: four stages leave 10 KB. What a tile's last stage says: `stages` about
+// its first half and its document, `second` about the other half.
+template <int N>
+struct Sm90Shared<Sm90DeepConfig<N>> {
+  using C = Sm90DeepConfig<N>;
+  static constexpr int kFinished = 2;   // so that math goes on while the finisher writes
+  static constexpr int kTwo = 1 << 16;  // flag of a stage: its tile has two halves
+  uint64_t full[C::kStages], empty[C::kStages];
+  uint64_t queries_full[C::kQueryBuffers], queries_empty[C::kQueryBuffers];
+  uint64_t finished_full[kFinished], finished_empty[kFinished];
+  StageInfo stages[C::kStages], second[C::kStages];
+  BlockInfo blocks[C::kQueryBuffers][C::kBlocks];
+  Finished finished[kFinished];
+  Unit ahead[32];
+  float row_scale[C::kQueryBuffers][C::kRows];
+  alignas(16) float maxima[kFinished][C::kRows];  // [block][token]
+  int32_t winners[kFinished][C::kRows];
 
   __device__ __forceinline__ void init() {
     for (int i = 0; i < C::kStages; ++i) {
-      ptx::mbarrier_init(&this->full[i], 1);
-      ptx::mbarrier_init(&this->empty[i], C::kGroups * 128);
+      ptx::mbarrier_init(&full[i], 1);
+      ptx::mbarrier_init(&empty[i], C::kGroups * 128);
     }
     for (int i = 0; i < C::kQueryBuffers; ++i) {
-      ptx::mbarrier_init(&this->queries_full[i], 32);
-      ptx::mbarrier_init(&this->queries_empty[i], 32);  // the finisher
+      ptx::mbarrier_init(&queries_full[i], 32);
+      ptx::mbarrier_init(&queries_empty[i], 32);  // the finisher
     }
-    for (int i = 0; i < Sm90Shared<C>::kFinished; ++i) {
-      ptx::mbarrier_init(&this->finished_full[i], C::kGroups * 128);
-      ptx::mbarrier_init(&this->finished_empty[i], 32);
+    for (int i = 0; i < kFinished; ++i) {
+      ptx::mbarrier_init(&finished_full[i], C::kGroups * 128);
+      ptx::mbarrier_init(&finished_empty[i], 32);
     }
     ptx::mbarrier_init_fence();
   }

@@ -13,7 +13,7 @@ namespace cuda {
 template <class C, class T, bool kArgmax>
 struct Sm90DeepConsumer {
   const Sm90DeepArgs& args;
-  Sm90DeepShared<C>& shared;
+  Sm90Shared<C>& shared;
   uint32_t queries, tiles;  // wgmma operands: this warpgroup's rows and the tile of the first stage
   int group, warp, lane;
   float products[C::kHalves][C::N / 2];
@@ -72,7 +72,8 @@ struct Sm90DeepConsumer {
     for (int half = 0; half < kUsed; ++half) {
       const StageInfo& info = half ? shared.second[ring.at] : shared.stages[ring.at];
       const bool full = __shfl_sync(~0u, info.flags, 0) & StageInfo::kFull;
-      take_products(products[half], rows, info.first_token, lane % 4 * 2, full, info.bits, ColumnScale<false>{nullptr});
+      take_products(products[half], rows, TokensFrom{info.first_token}, lane % 4 * 2, full, info.bits,
+                    ColumnScale<false>{nullptr});
     }
   }
 
@@ -114,7 +115,7 @@ struct Sm90DeepConsumer {
       }
       if (!__shfl_sync(~0u, live, 0)) {
         pass();
-      } else if (opening & Sm90DeepShared<C>::kTwo) {
+      } else if (opening & Sm90Shared<C>::kTwo) {
         multiply<2>();
         take<2>();
       } else {
@@ -123,7 +124,7 @@ struct Sm90DeepConsumer {
       }
       const StageInfo& info = shared.stages[ring.at];
       const int flags = __shfl_sync(~0u, info.flags, 0);
-      const int other = flags & Sm90DeepShared<C>::kTwo ? shared.second[ring.at].flags : 0;
+      const int other = flags & Sm90Shared<C>::kTwo ? shared.second[ring.at].flags : 0;
       any_token |= ((flags | other) & StageInfo::kAnyToken) != 0;
       const int64_t target = info.target;
       release(ring.at);
@@ -140,8 +141,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     sm90_deep_forward(const __grid_constant__ Sm90DeepArgs args, const __grid_constant__ CUtensorMap query_map,
                       const __grid_constant__ CUtensorMap document_map) {
   extern __shared__ char dynamic[];
-  __shared__ Sm90DeepShared<C> shared;
-  static_assert(C::kSharedBytes + sizeof(Sm90DeepShared<C>) <= 227 * 1024, "what a block can have");
+  __shared__ Sm90Shared<C> shared;
+  static_assert(C::kSharedBytes + sizeof(Sm90Shared<C>) <= 227 * 1024, "what a block can have");
   char* stages = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(dynamic) + 1023) & ~uintptr_t{1023});
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x % 128 / 32;
   // Shuffled to stay in a register: the compiler would rather read the special one again at every use, and wait for it.

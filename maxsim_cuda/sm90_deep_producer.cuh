@@ -10,7 +10,7 @@ namespace cuda {
 
 template <class C>
 struct Sm90DeepProducer {
-  using Shared = Sm90DeepShared<C>;
+  using Shared = Sm90Shared<C>;
 
   const Sm90DeepArgs& args;
   const CUtensorMap& queries;    // boxes of 32 rows

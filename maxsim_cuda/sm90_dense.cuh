@@ -43,30 +43,19 @@ struct Sm90DenseProducer : Sm90Feed<C, T, kColumns> {
     int flags = new_queries ? StageInfo::kNewQueries : 0;
     const int64_t target = this->args.first + (cross ? document : unit);
     for (int from = 0;; from += C::N) {
-      const bool last = from + C::N >= length;
-      const int first = last && length >= C::N ? length - C::N : from, rows = min(C::N, length - first);
+      const Tile<C::N> tile(from, length, false);
+      const bool last = tile.last;
       if (last) flags |= StageInfo::kLast | (release ? StageInfo::kRelease : 0);
       this->acquire();
-      if (rows == C::N)
-        flags |= StageInfo::kFull | StageInfo::kAnyToken;
-      else
-        flags |= keep_first(rows);
+      flags |= this->keep_first(tile.rows);
       const int inner = cross ? 0 : static_cast<int>(document);
       const int outer = cross ? static_cast<int>(target) : static_cast<int>(group);
-      this->copy_tile(flags, first, rows, target, first, inner, outer);
+      this->copy_tile(flags, tile.first, tile.rows, target, tile.first, inner, outer);
       this->ring.advance();
       if (from == 0 && new_queries) load_queries(cross, group, part);  // behind the tile that takes longer to come
       if (last) return;
       flags = 0;
     }
-  }
-
-  __device__ __forceinline__ int keep_first(int rows) {
-    if (this->lane < 5)
-      this->shared.stages[this->ring.at].bits[this->lane] =
-          rows >= this->lane * 32 + 32 ? ~0u : (1u << max(0, rows - this->lane * 32)) - 1;
-    __syncwarp();
-    return rows > 0 ? StageInfo::kAnyToken : 0;
   }
 
   __device__ __forceinline__ void load_queries(bool cross, uint32_t group, int part) {

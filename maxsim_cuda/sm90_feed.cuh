@@ -3,6 +3,7 @@
 
 #include "blocks.cuh"
 #include "ptx/cp_async.cuh"
+#include "ptx/dependent_launch.cuh"
 #include "ptx/tma.cuh"
 #include "sm90_shared.cuh"
 
@@ -47,12 +48,13 @@ struct Sm90Feed {
   }
 
   // The stage's description goes out with the arrival that counts its bytes.
-  __device__ __forceinline__ void publish(int flags, int first, int64_t target, int bytes) {
+  __device__ __forceinline__ void publish(int flags, int first, int last_eight, int64_t target, int bytes) {
     if (lane == 0) {
       if (warp == kProducerWarp) {
         StageInfo& info = shared.stages[ring.at];
         info.flags = flags;
         info.first_token = first;
+        info.last_eight = last_eight;
         info.target = target;
       }
       if (bytes)
@@ -79,63 +81,75 @@ struct Sm90Feed {
       ptx::tma_load(to, &map, &shared.full[ring.at], feature, row, inner, outer);
   }
 
+  // The kept columns of a tile of the first `rows`, which are copied in boxes of eight: from eight on, all of them.
+  __device__ __forceinline__ int keep_first(int rows) {
+    if (rows >= 8) return StageInfo::kFull | StageInfo::kAnyToken;
+    if (lane < 5) shared.stages[ring.at].bits[lane] = lane == 0 ? (1u << max(rows, 0)) - 1 : 0;
+    __syncwarp();
+    return rows > 0 ? StageInfo::kAnyToken : 0;
+  }
+
   // One tile, described already but for its bytes. Row 0 of the tile is row `row` of the map.
   __device__ __forceinline__ void copy_tile(int flags, int first, int rows, int64_t target, int row, int inner,
                                             int outer) {
     const int present = atoms(args.problem.documents);
+    const int boxes = rows >= 8 ? C::N / 8 : rows > 0, last_eight = max(rows - 8, 0);
+    publish(flags, first, last_eight, target, boxes * 8 * present * 128);
     if (rows == C::N) {
-      publish(flags, first, target, C::N * present * 128);
       if (lane == 0)
 #pragma unroll
         for (int atom = 0; atom < C::kAtoms; ++atom)
           if (atom < present) load(tile() + atom * C::N * 128, maps.documents, atom, row, inner, outer);
     } else {
-      const int boxes = (max(rows, 0) + 7) / 8;
-      publish(flags, first, target, boxes * 8 * present * 128);
       __syncwarp();  // no byte may arrive before its count
       if (lane < boxes)
 #pragma unroll
         for (int atom = 0; atom < C::kAtoms; ++atom)
           if (atom < present)
-            load(tile() + atom * C::N * 128 + lane * 1024, maps.tails, atom, row + lane * 8, inner, outer);
+            load(tile() + atom * C::N * 128 + lane * 1024, maps.tails, atom, row + min(lane * 8, last_eight), inner,
+                 outer);
     }
-    if (kColumns == Columns::given || splits_stored()) {
-      const Segments& side = args.problem.documents;
-      if (side.scale) fetch_factors(side.scale, shared.token_scale[ring.at], rows, row, inner, outer);
-      if (C::kSplit && side.minimum)
-        fetch_factors(side.minimum, shared.token_minimum[ring.at], rows, row, inner, outer);
-      factors_arrive();
-    }
+    fetch_tile_factors([&](int column) { return row + min(column & ~7, last_eight) + (column & 7); },
+                       rows >= 8 ? C::N : rows, inner, outer);
+    copies_arrive();
     __syncwarp();
   }
 
   // No more tiles.
   __device__ __forceinline__ void end() {
     acquire();
-    publish(StageInfo::kEnd, 0, 0, 0);
-    if (args.tma && (kColumns == Columns::given || splits_stored())) factors_arrive();
+    publish(StageInfo::kEnd, 0, 0, 0, 0);
+    if (args.tma) copies_arrive();
   }
 
   // Whether the tiles that are split hold stored documents, whose factors the splitting warps need.
   __device__ __forceinline__ bool splits_stored() const { return C::kSplit && is_stored(args.problem.documents.dtype); }
 
-  // Beside a tile, whose row 0 is row `row` of its segment or of the packed view.
-  __device__ __forceinline__ void fetch_factors(const TokenFactor& factor, float* to, int rows, int row, int inner,
-                                                int outer) {
-    const float* from = factor.data + outer * factor.segment_stride.outer + inner * factor.segment_stride.inner;
-    if (factor.block == 1) {  // addresses are counted up: this warp has little time for each tile
-      const float* at = from + (row + lane) * factor.block_stride;
-#pragma unroll
-      for (int column = 0; column < C::N; column += 32, at += 32 * factor.block_stride)
-        if (column + lane < rows) ptx::copy_4(to + column + lane, at);
-    } else {
-      for (int column = lane; column < rows; column += 32)
-        ptx::copy_4(to + column, &Segments::factor(factor, from, row + column));
-    }
+  // The factors of a tile's columns, if it has any. `row_of` a column: in its segment or in the packed view.
+  template <class RowOf>
+  __device__ __forceinline__ void fetch_tile_factors(const RowOf& row_of, int columns, int inner, int outer) {
+    if (kColumns != Columns::given && !splits_stored()) return;
+    const Segments& side = args.problem.documents;
+    if (side.scale) fetch_factors(side.scale, shared.token_scale[ring.at], row_of, columns, inner, outer);
+    if (C::kSplit && side.minimum)
+      fetch_factors(side.minimum, shared.token_minimum[ring.at], row_of, columns, inner, outer);
   }
-  // Each lane's copies arrive on their own.
-  __device__ __forceinline__ void factors_arrive() {
-    ptx::copy_arrive(C::kSplit ? &shared.full[ring.at] : &shared.scaled[ring.at]);
+  template <class RowOf>
+  __device__ __forceinline__ void fetch_factors(const TokenFactor& factor, float* to, const RowOf& row_of, int columns,
+                                                int inner, int outer) {
+    const float* from = factor.data + outer * factor.segment_stride.outer + inner * factor.segment_stride.inner;
+#pragma unroll
+    for (int first = 0; first < C::N; first += 32)
+      if (const int column = first + lane; column < columns) {
+        const int row = row_of(column);
+        ptx::copy_4(to + column,
+                    factor.block == 1 ? from + row * factor.block_stride : &Segments::factor(factor, from, row));
+      }
+  }
+  // What this lane copied itself arrives on its own.
+  __device__ __forceinline__ void copies_arrive() {
+    if (args.gathers || splits_stored()) ptx::copy_arrive(&shared.full[ring.at]);
+    if (kColumns == Columns::given) ptx::copy_arrive(&shared.scaled[ring.at]);
   }
   __device__ __forceinline__ void fetch_row_factors(const BlockInfo& info) {
     const TokenFactor& scale = args.problem.queries.scale;

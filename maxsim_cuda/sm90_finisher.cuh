@@ -2,6 +2,7 @@
 #pragma once
 
 #include "blocks.cuh"
+#include "ptx/dependent_launch.cuh"
 #include "sm90_shared.cuh"
 
 namespace maxsim {
@@ -16,11 +17,14 @@ struct Sm90Finisher {
   const ForwardArgs& args;
   Sm90Shared<C>& shared;
   int lane;
-  float all_columns;  // the factor of all document tokens, where they share one
+  float all_columns;   // the factor of all document tokens, where they share one
+  double part, total;  // of a pair whose query has several blocks: a lane's block, and those already added
 
   __device__ __forceinline__ void run() {
     Ring<kFinished> ring;
     const TokenFactor& shared_factor = args.problem.documents.scale;
+    part = total = 0;
+    if (args.follows_table) ptx::wait_for_prior_kernel();
     all_columns = kStored<T> && kColumns == Columns::plain && shared_factor ? *shared_factor.data : 1.f;
     while (true) {
       ptx::mbarrier_wait(&shared.finished_full[ring.at], ring.phase);
@@ -34,8 +38,34 @@ struct Sm90Finisher {
       ptx::mbarrier_arrive(&shared.finished_empty[ring.at]);
       if (done.flags & StageInfo::kRelease) ptx::mbarrier_arrive(&shared.queries_empty[done.buffer]);
       const bool has = lane % kLanes == 0 && lane < C::kBlocks * kLanes && owner.query >= 0;
-      write_sums(args, owner, done.target, has, sum, valid, any_token);
+      if (args.partials)
+        write_sums(args, owner, done.target, has, sum, valid, any_token);
+      else
+        finish_sums(owner, done.target, has, sum, valid, any_token);
       ring.advance();
+    }
+  }
+
+  // Where all blocks of a query come past here, their sums need no memory.
+  __device__ __forceinline__ void finish_sums(const BlockInfo& owner, int64_t target, bool has, double sum, bool valid,
+                                              bool any_token) {
+    if (!__any_sync(~0u, has && owner.chunks > 1)) {
+      if (has) write_score(args, owner, target, sum, valid, any_token);
+    } else if (args.problem.pairing == Pairing::cross) {  // side by side, at a multiple of their number
+      for (int step = args.chunks / 2; step; step /= 2) sum += __shfl_xor_sync(~0u, sum, step * kLanes);
+      if (has && owner.chunk == 0) write_score(args, owner, target, sum, valid, any_token);
+    } else {  // one query's, event after event: each is kept by the lane of its number
+      const int first = __shfl_sync(~0u, owner.chunk, 0), chunks = __shfl_sync(~0u, owner.chunks, 0);
+      const int block = lane - first % 32;
+      const double found = __shfl_sync(~0u, sum, max(0, min(block, C::kBlocks - 1)) * kLanes);
+      if (block >= 0 && block < min(C::kBlocks, chunks - first)) part = found;
+      const bool last = first + C::kBlocks >= chunks;
+      if (!last && (first + C::kBlocks) % 32) return;
+      total += add_parts(part);
+      part = 0;
+      if (!last) return;
+      if (lane == 0) write_score(args, owner, target, total, valid, any_token);
+      total = 0;
     }
   }
 

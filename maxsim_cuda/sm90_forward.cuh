@@ -58,7 +58,9 @@ struct Sm90Consumer {
     if (__shfl_sync(~0u, idle, 0)) return;
     const StageInfo& info = shared.stages[stage];
     const bool full = __shfl_sync(~0u, flags, 0) & StageInfo::kFull;
-    take_products(products[tile], rows[tile], info.first_token, lane % 4 * 2, full, info.bits,
+    const TileTokens tokens{info.first_token, info.last_eight,
+                            flags & StageInfo::kListed ? shared.tokens[stage] : nullptr};
+    take_products(products[tile], rows[tile], tokens, lane % 4 * 2, full, info.bits,
                   ColumnScale<kColumns != Columns::plain>{shared.token_scale[stage]});
   }
 
@@ -89,6 +91,7 @@ struct Sm90Consumer {
   __device__ __forceinline__ void wait_stage(const Ring<C::kStages>& ring) {
     ptx::mbarrier_wait(&shared.full[ring.at], ring.phase);
     if (C::kSplit || (kColumns != Columns::plain && args.tma)) ptx::mbarrier_wait(&shared.scaled[ring.at], ring.phase);
+    if (!C::kSplit) ptx::fence_async_proxy();  // rows of a gathered tile came by ordinary copies
   }
 
   // The same in every lane: what makes control flow around wgmma uniform for the compiler too.
@@ -203,7 +206,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
   // The producer starts on the barriers that it made; the others wait until they are there.
   constexpr int kProducerThread = C::kGroups * 128 + kProducerWarp * 32;
   if (threadIdx.x == kProducerThread)
-    shared.init(args.tma, kStored<T>, C::kSplit && is_stored(args.problem.documents.dtype));
+    shared.init(args.tma, kStored<T>, args.gathers || (C::kSplit && is_stored(args.problem.documents.dtype)));
   __syncwarp();
   if (args.tma && group == C::kGroups && warp == kProducerWarp)
     asm volatile("bar.arrive 1, %0;" ::"n"(C::kThreads) : "memory");

@@ -25,6 +25,57 @@ __device__ __forceinline__ void copy_chunk(char* shared, const Segments& side, i
   *reinterpret_cast<uint4*>(shared) = value;
 }
 
+// Walks over the kept tokens of a document, by a whole warp: each lane holds the mask of 32 tokens of a page.
+struct KeptTokens {
+  const Segments& side;
+  const Span& document;
+  int lane;
+  int page = 0, next = 0;
+  uint32_t word = 0;
+
+  // Whether there is one more.
+  __device__ __forceinline__ bool find() {
+    while (!__any_sync(~0u, word)) {
+      if (next >= document.length) return false;
+      page = next;
+      next += 1024;
+      load(min(32, (document.length - page + 31) / 32));
+    }
+    return true;
+  }
+
+  // Some of the next ones, of which there are: as many as are written to `tokens`, where `room` is left.
+  __device__ __forceinline__ int take(int room, int32_t* tokens) {
+    const int from = __ffs(__ballot_sync(~0u, word != 0)) - 1;
+    const uint32_t bits = __shfl_sync(~0u, word, from);
+    const bool kept = bits >> lane & 1;
+    const int rank = __popc(bits & ((1u << lane) - 1));
+    if (kept && rank < room) tokens[rank] = page + from * 32 + lane;
+    const uint32_t left = __ballot_sync(~0u, kept && rank >= room);
+    if (lane == from) word = left;
+    return min(__popc(bits), room);
+  }
+
+ private:
+  __device__ __forceinline__ void load(int words) {
+    constexpr int kTogether = 8;  // bytes that are on their way before the first is looked at
+#pragma unroll 1
+    for (int first = 0; first < words; first += kTogether) {
+      bool kept[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const int token = page + (first + i) * 32 + lane;
+        kept[i] = token < document.length && token_kept(side, document, token);
+      }
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const uint32_t bits = __ballot_sync(~0u, kept[i]);
+        if (lane == first + i) word = bits;
+      }
+    }
+  }
+};
+
 // The producer warp drives the copy engine alone; without tensor maps the loader warps run this too.
 template <class C, class T, Columns kColumns>
 struct Sm90Producer : Sm90Feed<C, T, kColumns> {
@@ -36,11 +87,13 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
   }
 
   __device__ __forceinline__ void run() {
-    UnitWalk<C::kBlocks> walk(this->args, this->shared.ahead);
+    if (this->args.follows_table) ptx::wait_for_prior_kernel();
+    UnitWalk<C::kBlocks, C::N> walk(this->args, this->shared.ahead);
     const auto sync = [&] { this->args.tma ? __syncwarp() : sync_loaders(); };
     int64_t resident = -1;
     Unit unit;
     while (walk.next(unit, sync)) {
+      if (const Unit* next = this->args.gathers ? walk.peek() : nullptr) prefetch_mask(next->document);
       for (int part = 0; part < unit.parts; ++part) {
         const int64_t key = unit.group << 32 | part;
         stream(walk.cross(), unit, part, key != resident);
@@ -48,6 +101,13 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
       }
     }
     this->end();
+  }
+
+  __device__ __forceinline__ void prefetch_mask(const Span& document) {
+    const Segments& side = this->args.problem.documents;
+    const int64_t offset = int64_t{this->lane} * 128;
+    if (offset < document.length * side.mask_token_stride)
+      ptx::prefetch_to_l2(side.mask + document.mask_begin + offset);
   }
 
   __device__ __forceinline__ void load_queries(bool cross, int64_t group, int part) {
@@ -98,27 +158,76 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
 
   __device__ __forceinline__ void stream(bool cross, const Unit& unit, int part, bool new_queries) {
     const Segments& side = this->args.problem.documents;
-    const int length = unit.document.length;
     int flags = (new_queries ? StageInfo::kNewQueries : 0) | (unit.document.valid ? 0 : StageInfo::kInvalid);
+    KeptTokens kept{side, unit.document, this->lane};
+    bool more = this->args.gathers && kept.find();
     for (int from = 0;; from += C::N) {
-      const Tile<C::N> tile(from, length, side.mask);
-      if (tile.last) flags |= StageInfo::kLast | (unit.release ? StageInfo::kRelease : 0);
+      const bool first_tile = flags & StageInfo::kNewQueries;
       this->acquire();
-      if (tile.rows == C::N && !side.mask)
-        flags |= StageInfo::kFull | StageInfo::kAnyToken;
-      else
-        flags |= keep_columns(unit.document, tile.first, tile.rows);
-      if (this->args.tma)
-        this->copy_tile(flags, tile.first, tile.rows, unit.target,
-                        static_cast<int>(side.packed() ? unit.document.first_row : 0) + tile.first, unit.inner,
-                        unit.outer);
-      else
-        copy_by_hand(unit, flags, tile.rows, tile.first);
+      if (this->args.gathers) {
+        int32_t* tokens = this->shared.tokens[this->ring.at];
+        int count = 0;
+        for (; more && count < C::N; more = kept.find()) count += kept.take(C::N - count, tokens + count);
+        if (!more) flags |= StageInfo::kLast | (unit.release ? StageInfo::kRelease : 0);
+        __syncwarp();
+        if (const int first = count ? tokens[0] : 0; count && tokens[count - 1] - first != count - 1)
+          gather(unit, flags, count);
+        else
+          copy_rows(unit, flags, first, count);
+      } else {
+        const Tile<C::N> tile(from, unit.document.length, side.mask);
+        more = !tile.last;
+        if (!more) flags |= StageInfo::kLast | (unit.release ? StageInfo::kRelease : 0);
+        if (this->args.tma)
+          copy_rows(unit, flags, tile.first, tile.rows);
+        else
+          copy_by_hand(unit, flags, tile.rows, tile.first);
+      }
       this->ring.advance();
-      if (from == 0 && new_queries) load_queries(cross, unit.group, part);  // behind the tile that takes longer to come
-      if (tile.last) return;
+      if (first_tile) load_queries(cross, unit.group, part);  // behind the tile that takes longer to come
+      if (!more) return;
       flags &= StageInfo::kInvalid;
     }
+  }
+
+  __device__ __forceinline__ static int map_row(const Unit& unit, const Segments& side) {
+    return static_cast<int>(side.packed() ? unit.document.first_row : 0);
+  }
+
+  // Tokens that follow one another.
+  __device__ __forceinline__ void copy_rows(const Unit& unit, int flags, int first, int rows) {
+    this->copy_tile(flags | this->keep_first(rows), first, rows, unit.target,
+                    map_row(unit, this->args.problem.documents) + first, unit.inner, unit.outer);
+  }
+
+  // The `count` tokens that the stage lists, and the last one again for every column behind them.
+  __device__ __forceinline__ void gather(const Unit& unit, int flags, int count) {
+    const Segments& side = this->args.problem.documents;
+    int32_t* tokens = this->shared.tokens[this->ring.at];
+    const int32_t last = tokens[count - 1];
+    for (int column = count + this->lane; column < C::N; column += 32) tokens[column] = last;
+    this->publish(flags | StageInfo::kFull | StageInfo::kAnyToken | StageInfo::kListed, 0, 0, unit.target, 0);
+    __syncwarp();
+    const int chunks = this->atoms(side) * 8, chunk = this->lane % chunks, step = 32 / chunks;
+    const int64_t size = element_size(side.dtype), stride = side.token_stride * size;
+    const int bytes = max(0, min(16, static_cast<int>(row_elements(side) * size) - chunk * 16));
+    const char* rows = static_cast<const char*>(side.data) + unit.document.begin * size + chunk * 16;
+    char* tile = this->tile();
+    constexpr int kTogether = 8;  // looked up before the first is copied: nothing is read past a copy
+#pragma unroll 1
+    for (int from = this->lane / chunks; from < C::N; from += kTogether * step) {
+      const char* row[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) row[i] = rows + tokens[min(from + i * step, C::N - 1)] * stride;
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        if (const int column = from + i * step; column < C::N)
+          ptx::copy_16(tile + swizzled(C::N, column, chunk), row[i], bytes);
+    }
+    this->fetch_tile_factors([&](int column) { return map_row(unit, side) + tokens[column]; }, C::N, unit.inner,
+                             unit.outer);
+    this->copies_arrive();
+    __syncwarp();
   }
 
   // Writes the stage's kept columns; says whether there is one, and whether there are all.
@@ -144,6 +253,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
   __device__ __forceinline__ void copy_by_hand(const Unit& unit, int flags, int rows, int first) {
     const Segments& side = this->args.problem.documents;
     char* tile = this->tile();
+    flags |= keep_columns(unit.document, first, rows);
     const int chunks = this->atoms(side) * 8;
     for (int i = loader(); i < C::N * chunks; i += kLoaderThreads) {
       const int row = i / chunks, chunk = i % chunks;
@@ -165,7 +275,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
         this->shared.token_scale[this->ring.at][row] = inverse_norm_of<C, T>(tile, C::N, row);
     }
     __syncwarp();
-    this->publish(flags, first, unit.target, 0);
+    this->publish(flags, first, C::N - 8, unit.target, 0);
     __syncwarp();
   }
 

@@ -22,6 +22,11 @@ bool dense(const Problem& problem) {
   return problem.pairing != Pairing::list && plain(problem.queries) && plain(problem.documents);
 }
 
+// Tokens of a document, where the host knows no better.
+int64_t average_length(const Segments& documents) {
+  return documents.packed() ? ceil_div(documents.extent, std::max<int64_t>(documents.count, 1)) : documents.extent;
+}
+
 template <class C, class T, bool kArgmax, Columns kColumns>
 void launch(const ForwardArgs& args, cudaStream_t stream) {
   const auto kernel = sm90_forward<C, T, kArgmax, kColumns>;
@@ -43,14 +48,25 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   const int64_t rows = documents.packed() ? documents.extent : documents.count * documents.extent;
   mapped.pass_through = (args.problem.pairing == Pairing::slab || (cross && units == args.count)) &&
                         rows * documents.dim * element_size(documents.dtype) < int64_t{4} * current_device().l2_bytes;
+  mapped.gathers = mapped.tma && documents.mask;
   mapped.dense = mapped.tma && units < INT32_MAX && dense(args.problem);
   mapped.dense_units = static_cast<uint32_t>(units);
-  // As few blocks as share the work as evenly: none is left with a last unit of its own.
-  const int64_t places = int64_t{current_device().sms} * C::kPerSm,
-                share = std::max<int64_t>(1, ceil_div(units, places));
-  kernel<<<static_cast<unsigned>(ceil_div(units, share)), C::kThreads, C::kSharedBytes, stream>>>(
-      mapped, query_map, document_map, tail_map);
-  check(cudaGetLastError(), "sm90_forward");
+  // As few blocks as share the work as evenly: none is left with a last unit of its own. Ragged documents are shared
+  // out by their tokens.
+  const int64_t places = int64_t{current_device().sms} * C::kPerSm;
+  const int64_t share = std::max<int64_t>(1, ceil_div(units, places));
+  const bool by_tokens = cross && documents.packed();
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(by_tokens ? std::min(units, places) : ceil_div(units, share));
+  config.blockDim = C::kThreads;
+  config.dynamicSmemBytes = C::kSharedBytes;
+  config.stream = stream;
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = args.follows_table;
+  check(cudaLaunchKernelEx(&config, kernel, mapped, query_map, document_map, tail_map), "sm90_forward");
 }
 
 // Whether tiles of kFirst columns spend fewer than those of kSecond, with the cost of a tile's start counted as eight.
@@ -62,10 +78,7 @@ bool wastes_less(int64_t length) {
 
 template <int kAtoms, class T, bool kArgmax, Columns kColumns>
 void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
-  const Segments& documents = args.problem.documents;
-  const int64_t blocks = blocks_per_document(args);
-  const int64_t length =
-      documents.packed() ? ceil_div(documents.extent, std::max<int64_t>(documents.count, 1)) : documents.extent;
+  const int64_t blocks = blocks_per_document(args), length = average_length(args.problem.documents);
   if (blocks <= 2) {
     if constexpr (!kArgmax && kColumns == Columns::plain && kAtoms == 2)
       if (args.problem.pairing != Pairing::list && args.count >= 32 * current_device().sms)

@@ -30,17 +30,18 @@ struct Sm90Shared {
   BlockInfo blocks[C::kQueryBuffers][C::kBlocks];
   Finished finished[kFinished];
   Unit ahead[32];
+  int32_t tokens[C::kStages][C::N];  // of the columns of tiles that were gathered
   float token_scale[C::kStages][C::N], token_minimum[C::kSplit ? C::kStages : 1][C::N];
   float row_scale[C::kQueryBuffers][C::kRows];
   alignas(16) float maxima[kFinished][C::kRows];  // [block][token]
   int32_t winners[kFinished][C::kRows];
 
-  // `stored`, `stored_split`: factors of tokens are fetched beside them.
-  __device__ __forceinline__ void init(bool tma, bool stored, bool stored_split) {
+  // `copies`: the producer's lanes copy parts of a tile themselves. `stored`: and factors of its tokens.
+  __device__ __forceinline__ void init(bool tma, bool stored, bool copies) {
     // Where all lanes of a warp wrote or read, all of them arrive.
     const int loaders = tma ? 1 : 1 + kLoaderWarps;
     for (int i = 0; i < C::kStages; ++i) {
-      ptx::mbarrier_init(&full[i], loaders + (tma && stored_split ? 32 : 0));
+      ptx::mbarrier_init(&full[i], loaders + (tma && copies ? 32 : 0));
       ptx::mbarrier_init(&empty[i], C::kGroups * 4);
       ptx::mbarrier_init(&scaled[i], C::kSplit ? C::kSplitWarps : stored ? 32 : kScaleThreads);
     }
@@ -73,6 +74,16 @@ __device__ __forceinline__ int block_row(int block, int token) {
   return (block / 4) * 128 + (token / 16) * 64 + (block % 4) * 16 + token % 16;
 }
 
+// The document tokens of a tile's columns. Boxes of eight follow one another; from where there are no eight left on,
+// each holds the last eight: tokens that were met already change nothing.
+struct TileTokens {
+  int32_t first, last_eight;
+  const int32_t* listed;  // of a gathered tile
+  __device__ __forceinline__ int32_t at(int column) const {
+    return listed ? listed[column] : first + min(column & ~7, last_eight) + (column & 7);
+  }
+};
+
 // Byte offset of a 16-byte chunk in a [rows][kAtoms x 128 B] operand whose atoms are `rows` x 128 B, swizzled.
 __device__ __forceinline__ int swizzled(int rows, int row, int chunk) {
   return (chunk / 8) * rows * 128 + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
@@ -81,15 +92,19 @@ __device__ __forceinline__ int swizzled(int rows, int row, int chunk) {
 // Factors of normalisation, taken from the tiles in shared memory by warps that have nothing else to do.
 template <class C, class T>
 __device__ __forceinline__ float inverse_norm_of(const char* operand, int rows, int row) {
-  float square = 0.f;
+  float square[8] = {};  // sums that do not wait for one another
 #pragma unroll 4
   for (int chunk = 0; chunk < C::kAtoms * 8; ++chunk) {
     const uint4 value = *reinterpret_cast<const uint4*>(operand + swizzled(rows, row, chunk));
     const T* part = reinterpret_cast<const T*>(&value);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) square = fmaf(static_cast<float>(part[i]), static_cast<float>(part[i]), square);
+    for (int i = 0; i < 8; ++i) square[i] = fmaf(static_cast<float>(part[i]), static_cast<float>(part[i]), square[i]);
   }
-  return inverse_norm(square);
+#pragma unroll
+  for (int step = 4; step; step /= 2)
+#pragma unroll
+    for (int i = 0; i < step; ++i) square[i] += square[i + step];
+  return inverse_norm(square[0]);
 }
 
 }  // namespace cuda

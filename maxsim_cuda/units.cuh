@@ -18,8 +18,9 @@ struct Unit {
 
 // Walks over the units of this thread block, for groups of kBlocks query blocks. Run by whole warps: each lane looks up
 // one of the next 32 units ahead of time, because offsets and ids come from memory and 64-bit divisions are slow. What
-// they find stays in shared memory, where it costs no registers.
-template <int kBlocks>
+// they find stays in shared memory, where it costs no registers. kColumns: tokens of a tile, or 0 where each thread
+// block takes as many units, however many tokens these have.
+template <int kBlocks, int kColumns = 0>
 class UnitWalk {
  public:
   __device__ __forceinline__ UnitWalk(const ForwardArgs& args, Unit (&ahead)[32])
@@ -28,6 +29,12 @@ class UnitWalk {
     const int64_t units = groups * args.count;
     // One query group: documents are dealt round-robin. Several: a contiguous range each, so that rows stay resident.
     const bool deal = cross_ && groups == 1;
+    if (kColumns && cross_ && args.problem.documents.packed()) {
+      base_ = first_unit(groups, blockIdx.x);
+      to_ = first_unit(groups, blockIdx.x + 1);
+      step_ = 1;
+      return;
+    }
     base_ = deal ? blockIdx.x : quotient(units * blockIdx.x, gridDim.x);
     to_ = deal ? units : quotient(units * (blockIdx.x + 1), gridDim.x);
     step_ = deal ? gridDim.x : 1;
@@ -50,6 +57,8 @@ class UnitWalk {
     }
     return &ahead_[at_++];
   }
+  // The unit after this one, if it has been looked up.
+  __device__ __forceinline__ const Unit* peek() const { return at_ < batch_ ? &ahead_[at_] : nullptr; }
   template <class Sync>
   __device__ __forceinline__ bool next(Unit& unit, Sync sync) {
     const Unit* found = next(sync);
@@ -58,8 +67,37 @@ class UnitWalk {
   }
 
  private:
+  // The first unit of block `block`, if each is to have as many tokens: what packed documents before it have is an
+  // offset. A document costs half a tile besides. Offsets that are not sorted give other shares, but still shares:
+  // whatever is compared, a larger target never finds a smaller unit.
+  __device__ __forceinline__ int64_t first_unit(int64_t groups, unsigned block) const {
+    const Segments& side = args_.problem.documents;
+    if (block >= gridDim.x) return groups * args_.count;
+    const auto cost = [&](int64_t document) {
+      const int64_t tokens = side.offsets[args_.first + document] - side.offsets[args_.first];
+      return max(int64_t{0}, min(tokens, side.extent)) + document * (kColumns / 2);
+    };
+    const int64_t group_cost = max(int64_t{1}, cost(args_.count));
+    const int64_t share = quotient(groups * group_cost, gridDim.x), rest = groups * group_cost - share * gridDim.x;
+    const int64_t target = share * block + min(rest, int64_t{block});
+    const int64_t group = quotient(target, group_cost), behind = target - group * group_cost;
+    // The first document with no less before it: 32 are looked at together.
+    int64_t from = 0, to = args_.count;
+    while (from < to) {
+      const int64_t step = (to - from + 31) / 32, probe = min(to, from + threadIdx.x % 32 * step);
+      const unsigned enough = __ballot_sync(~0u, probe == to || cost(probe) >= behind);
+      const int found = enough ? __ffs(enough) - 1 : 32;
+      if (found == 0) return group * args_.count + from;
+      to = min(to, from + found * step);
+      from += (found - 1) * step + 1;
+    }
+    return group * args_.count + from;
+  }
+
   __device__ __forceinline__ int64_t group_of(int64_t unit) const {
-    return cross_ ? quotient(unit, args_.count) : pair_ids(args_.problem, args_.first + unit).query;
+    if (cross_) return quotient(unit, args_.count);
+    const int64_t query = pair_ids(args_.problem, args_.first + unit).query;
+    return query < 0 ? args_.problem.queries.count : query;  // out of range either way, and somebody writes the NaN
   }
 
   __device__ __forceinline__ Unit look_up(int64_t unit, int64_t next) const {

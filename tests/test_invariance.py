@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import helpers
 import pytest
 import torch
-from helpers import DTYPES, LAYOUTS, Batch, dtype_id, layout_id, ragged
+from helpers import DTYPES, LAYOUTS, Batch, assert_scores, dtype_id, layout_id, ragged, tolerance
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
@@ -72,6 +72,52 @@ def test_padding_and_holes_change_nothing(maxsim, path, dtypes):
             spread.append((wide, mask))
         (q, q_mask), (d, d_mask) = spread
         assert maxsim.maxsim(q, d, q_mask, d_mask).equal(want)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=layout_id)
+@pytest.mark.parametrize("tokens", [33, 128, 1100])
+def test_queries_of_many_blocks(maxsim, path, layout, tokens):
+    """However many blocks of rows a query has, whoever adds their sums: each pair as if it were alone, and right."""
+    lengths = [tokens] * 3 if layout is helpers.contrastive else [tokens, 1, tokens - 32]
+    batch = Batch.random(lengths, [41, 7, 0, 130, 64, 12], 16, (torch.bfloat16, torch.bfloat16), path.device)
+    laid = layout(maxsim, batch)
+    scores = laid.score(laid.queries, laid.documents)
+    assert_scores(scores, laid, batch, tolerance(torch.bfloat16, torch.bfloat16))
+    assert scores.flatten().tolist() == [_alone(maxsim, batch, i, j) for i, j in laid.pairs]
+
+
+@pytest.mark.parametrize("counts", [(1, 700), (20, 300)], ids=["one query", "many"])
+def test_ragged_documents_shared_out(maxsim, path, counts):
+    """Lengths from nothing to many tiles, in any order: every document is met once by every query."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(0, 40, (counts[1],), generator=generator)
+    lengths[::37] *= 30
+    batch = Batch.random([32] * counts[0], lengths.tolist(), 16, (torch.bfloat16, torch.bfloat16), path.device)
+    laid = helpers.varlen(maxsim, batch)
+    assert_scores(laid.score(laid.queries, laid.documents), laid, batch, tolerance(torch.bfloat16, torch.bfloat16))
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.97])
+@pytest.mark.parametrize("tokens", [103, 1500])
+@pytest.mark.parametrize("queries", [1, 3, 9])
+def test_holes_anywhere(maxsim, path, queries, tokens, kept):
+    """The kept tokens of a masked document score as the document that has only those, and win as they do."""
+    generator = torch.Generator().manual_seed(tokens)
+    q = torch.randn(queries, 32, 64, generator=generator).to(path.device, torch.bfloat16)
+    d = torch.randn(4, tokens, 64, generator=generator).to(path.device, torch.bfloat16)
+    mask = (torch.rand(4, tokens, generator=generator) < kept).to(path.device)
+    mask[0, : tokens // 2], mask[0, tokens // 2 :] = True, False  # as padding looks
+    mask[1] = False
+    scores, winners = maxsim.maxsim_with_argmax(q, d.masked_fill(~mask[..., None], torch.nan), d_mask=mask)
+    assert torch.equal(scores, maxsim.maxsim(q, d.masked_fill(~mask[..., None], torch.nan), d_mask=mask))
+    for j in range(4):
+        places = mask[j].nonzero().flatten()
+        if not len(places):
+            assert (winners[:, j] == -1).all()
+            continue
+        alone, among = maxsim.maxsim_with_argmax(q, d[j, places])
+        assert torch.equal(scores[:, j], alone.flatten())
+        assert torch.equal(winners[:, j], places[among.flatten(0, -2).long()].to(winners.dtype))
 
 
 def test_training_sees_the_scores_of_inference(maxsim, path):

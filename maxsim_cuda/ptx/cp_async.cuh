@@ -39,6 +39,11 @@ __device__ __forceinline__ void copy_4(void* shared, const void* global) {
 #endif
 }
 
+// The line around an address that will be read soon.
+__device__ __forceinline__ void prefetch_to_l2(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
 // An arrival on an mbarrier, where there are any, that happens when all copies of this thread so far have.
 __device__ __forceinline__ void copy_arrive(uint64_t* barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(

@@ -28,9 +28,7 @@ def search(index: Index, queries: Tensor, top_k: int, n_full_scores: int, n_ivf_
     )
     best, chosen = coarse.topk(kept, sorted=False)
     rows = torch.arange(batch, device=queries.device).repeat_interleave(kept)
-    exact, _ = documents.score(
-        queries, index.stored(), False, True, float("-inf"), pairs=(rows, chosen.flatten())
-    )
+    exact, _ = documents.score(queries, index.stored(), False, True, float("-inf"), pairs=(rows, chosen.flatten()))
     exact = exact.view(batch, kept).masked_fill(best == float("-inf"), float("-inf"))
     scores, places = exact.topk(width)
     ids = chosen.gather(1, places)
