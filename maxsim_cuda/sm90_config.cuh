@@ -54,6 +54,9 @@ struct Sm90Config {
   static constexpr int kSharedBytes = 1024 + kQueryBuffers * kQueryBytes + kStages * kTileBytes;  // 1024 to align
   static_assert(N % 8 == 0 && N <= 160, "five words of kept bits, and a legal wgmma width");
   static_assert(kStages >= 2, "a tile must arrive while another is read");
+  // Registers move only within what the block was launched with: whoever asks for more waits for ever.
+  static_assert(!kMathRegisters ||
+                (kGroups * kMathRegisters + kOtherRegisters) * 128 <= 65536 / kThreads / 8 * 8 * kThreads);
   static_assert(kSharedBytes * kPerSm <= kSharedLimit, "the blocks of an SM share its memory");
 };
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers_heads import NEEDED, assert_axes_and_nothing, assert_only_needed_gradients
 from torch import Tensor
 from torch.nn import functional
 
@@ -74,27 +75,13 @@ def test_gradients_of_many_parts_add_up_in_float32(maxsim, monkeypatch):
         assert (mine - theirs).norm() < 0.004 * theirs.norm()
 
 
-@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (3,), (0, 2), ()])
+@pytest.mark.parametrize("needed", NEEDED)
 def test_only_what_is_needed(maxsim, budget, needed):
-    leaves = [x.detach().requires_grad_(i in needed) for i, x in enumerate(inputs())]
-    got = maxsim.fused_head.maxsim_from_hidden(*leaves)
-    assert got.requires_grad == bool(needed)
-    if needed:
-        got.sum().backward()
-    assert [x.grad is not None for x in leaves] == [i in needed for i in range(4)]
+    assert_only_needed_gradients(maxsim, inputs(), needed)
 
 
 def test_axes_and_empty_corpora(maxsim):
-    head = maxsim.fused_head.maxsim_from_hidden
-    Q, H, W, b = inputs()
-    whole = head(Q, H, W, b)
-    torch.testing.assert_close(head(Q[0], H, W, b), whole[0])
-    torch.testing.assert_close(head(Q, H[1], W, b), whole[:, 1])
-    torch.testing.assert_close(head(Q[2], H[1], W, b), whole[2, 1])
-    assert head(Q, H[:0], W, b).shape == (3, 0)
-    assert head(Q, H[:, :0], W, b).tolist() == [[0.0] * 7] * 3
-    head(Q, H[:0], W, b).sum().backward()
-    assert not W.grad.any() and H.grad.shape == H.shape
+    assert_axes_and_nothing(maxsim, inputs())
 
 
 def test_mixed_dtypes_and_autocast(maxsim):
