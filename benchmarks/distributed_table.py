@@ -11,6 +11,7 @@ def every_row(result: Row) -> str:
         [
             f"{row['name']} on {row['ranks']}",
             figure(row["ms"]),
+            figure(row["own_ms"]),
             figure(row["latency_ms"]),
             f"{row['speedup']:.2f}x",
         ]
@@ -19,10 +20,14 @@ def every_row(result: Row) -> str:
     header = [
         "queries x documents, on GPUs",
         "ms a call in a row of calls",
-        "ms of a call alone",
+        "of it the GPU's own documents",
+        "ms of one call",
         "throughput of one GPU",
     ]
     told = f"{result['gpu']}, torch {result['torch']}; 32 and 128 tokens of 128 features in bfloat16, the best 100."
+    compared = [row["same_bits"] for row in result["rows"] if "same_bits" in row]
+    if compared:
+        told += f" {sum(compared)} of {len(compared)} answers of several GPUs are one GPU's, bit for bit."
     return f"{told}\n\n{table(header, lines)}"
 
 

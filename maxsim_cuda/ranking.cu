@@ -1,5 +1,5 @@
-// Top-k: blocks that share a query's scores keep k keys each, until so few are left that one block a query brings them
-// together with what was ranked before.
+// Top-k: blocks that share a query's many scores keep k keys each, until so few are left that one block a query brings
+// them together with what was ranked before.
 #include "ranking.h"
 
 #include <algorithm>
@@ -156,8 +156,9 @@ __global__ void __launch_bounds__(kSliceThreads)
 }
 
 // The k greatest of a query's candidates and of the keys that it had, in descending order.
+template <class Source>
 __global__ void __launch_bounds__(kMergeThreads)
-    rank_merge(const Keys candidates, const Ranked ranked, int64_t* out, int width, int padded) {
+    rank_merge(const Source candidates, const Ranked ranked, int64_t* out, int width, int padded) {
   extern __shared__ Key best[];
   __shared__ Threshold<kMergeThreads> threshold;
   __shared__ int taken;
@@ -191,18 +192,39 @@ __global__ void __launch_bounds__(kMergeThreads)
   }
 }
 
-__global__ void __launch_bounds__(256)
-    unrank_keys(const int64_t* keys, int64_t count, bool largest, float* scores, int64_t* ids) {
+// How many keys of a list go in front of `key`, which another list has; equal ones do if theirs is the earlier list.
+__device__ __forceinline__ int64_t in_front(const int64_t* list, int64_t length, int64_t key, bool earlier) {
+  int64_t low = 0, high = length;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (earlier ? list[middle] >= key : list[middle] > key)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+// A key's place among all is the sum of its places in each list, so every thread has a key to itself.
+__global__ void __launch_bounds__(256) unrank_lists(const KeyLists keys, int64_t width, float* scores, int64_t* ids) {
+  const int64_t rows = keys.queries * keys.length, count = keys.lists * rows;
   for (int64_t i = int64_t{blockIdx.x} * 256 + threadIdx.x; i < count; i += int64_t{gridDim.x} * 256) {
-    const int32_t order = static_cast<int32_t>(keys[i] >> 32), bits = largest ? order : ~order;
-    scores[i] = __int_as_float(bits ^ (bits >> 31 & 0x7fffffff));
-    ids[i] = 0xffffffff - (keys[i] & 0xffffffff);
+    const int64_t list = i / rows, query = i % rows / keys.length, key = keys.data[i];
+    int64_t place = i % keys.length;
+    for (int64_t other = 0; other < keys.lists; ++other)
+      if (other != list)
+        place += in_front(keys.data + other * rows + query * keys.length, keys.length, key, other < list);
+    if (place >= width) continue;
+    const int32_t order = static_cast<int32_t>(key >> 32), bits = keys.largest ? order : ~order;
+    scores[query * width + place] = __int_as_float(bits ^ (bits >> 31 & 0x7fffffff));
+    ids[query * width + place] = 0xffffffff - (key & 0xffffffff);
   }
 }
 
 }  // namespace
 
 int64_t rank_workspace(const Ranked& ranked) {
+  if (ranked.documents <= kSlice) return 0;
   const int64_t first = ceil_div(ranked.documents, kSlice) * ranked.k, second = ceil_div(first, kSlice) * ranked.k;
   return ranked.queries * (first + second) * static_cast<int64_t>(sizeof(Key));
 }
@@ -216,24 +238,28 @@ void rank(const Ranked& ranked, int64_t* out, void* workspace, cudaStream_t stre
     check(cudaGetLastError(), "rank_slices");
     return Keys{to, int64_t{slices} * k};
   };
-  Key* places[2] = {static_cast<Key*>(workspace)};
-  places[1] = places[0] + ranked.queries * ceil_div(ranked.documents, kSlice) * k;
-  Keys candidates{places[0], 0};
-  if (ranked.documents)
-    candidates = slice(Scores{ranked.scores, ranked.documents, ranked.first, ranked.largest}, places[0]);
-  // One block takes long over many candidates; slices halve them at least.
-  for (int to = 1; candidates.count > 2 * std::max(kSlice, k); to ^= 1) candidates = slice(candidates, places[to]);
   const int width = static_cast<int>(std::min(ranked.k, ranked.known + ranked.documents));
   int padded = 1;
   while (padded < width) padded *= 2;
-  rank_merge<<<grid(ranked.queries, 16), kMergeThreads, padded * sizeof(Key), stream>>>(candidates, ranked, out, width,
-                                                                                        padded);
-  check(cudaGetLastError(), "rank_merge");
+  const auto merge = [&](const auto& candidates) {
+    rank_merge<<<grid(ranked.queries, 16), kMergeThreads, padded * sizeof(Key), stream>>>(candidates, ranked, out,
+                                                                                          width, padded);
+    check(cudaGetLastError(), "rank_merge");
+  };
+  const Scores scores{ranked.scores, ranked.documents, ranked.first, ranked.largest};
+  if (ranked.documents <= kSlice) return merge(scores);
+  Key* places[2] = {static_cast<Key*>(workspace)};
+  places[1] = places[0] + ranked.queries * ceil_div(ranked.documents, kSlice) * k;
+  Keys candidates = slice(scores, places[0]);
+  // One block takes long over many candidates; slices halve them at least.
+  for (int to = 1; candidates.count > 2 * std::max(kSlice, k); to ^= 1) candidates = slice(candidates, places[to]);
+  merge(candidates);
 }
 
-void unrank(const int64_t* keys, int64_t count, bool largest, float* scores, int64_t* ids, cudaStream_t stream) {
-  unrank_keys<<<grid((count + 255) / 256, 8), 256, 0, stream>>>(keys, count, largest, scores, ids);
-  check(cudaGetLastError(), "unrank");
+void unrank(const KeyLists& keys, int64_t width, float* scores, int64_t* ids, cudaStream_t stream) {
+  const int64_t count = keys.lists * keys.queries * keys.length;
+  unrank_lists<<<grid(ceil_div(count, 256), 8), 256, 0, stream>>>(keys, width, scores, ids);
+  check(cudaGetLastError(), "unrank_lists");
 }
 
 }  // namespace cuda

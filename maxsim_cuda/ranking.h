@@ -25,8 +25,15 @@ int64_t rank_workspace(const Ranked& ranked);
 // The greatest keys [queries, min(k, known + documents)], descending.
 void rank(const Ranked& ranked, int64_t* out, void* workspace, cudaStream_t stream);
 
-// Scores and ids of `count` keys.
-void unrank(const int64_t* keys, int64_t count, bool largest, float* scores, int64_t* ids, cudaStream_t stream);
+// Lists of descending keys [lists, queries, length].
+struct KeyLists {
+  const int64_t* data;
+  int64_t lists, queries, length;
+  bool largest;
+};
+
+// Scores and ids [queries, width] of the greatest keys of all lists, at most lists * length, descending.
+void unrank(const KeyLists& keys, int64_t width, float* scores, int64_t* ids, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace maxsim

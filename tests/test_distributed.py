@@ -13,6 +13,9 @@ import torch
 from distributed_worker import SIZES, corpus, searches
 from helpers import ROOT
 
+sys.path.append(str(ROOT / "benchmarks"))
+import distributed_table
+
 ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 GROUPS = [("gloo", 3)] + [("nccl", n) for n in (2, 4) if torch.cuda.device_count() >= n]
 
@@ -84,3 +87,5 @@ def test_the_benchmark(maxsim, tmp_path):
     rows = json.loads(output.read_text())["rows"]
     assert [row["documents"] for row in rows] == [10, 10, 1000, 10, 20, 1000]
     assert all(row["ms"] > 0 for row in rows) and all(row["speedup"] == 1 for row in rows if row["ranks"] == 1)
+    assert [row["same_bits"] for row in rows if row["ranks"] == 2] == [True] * 3
+    assert "3 of 3 answers" in distributed_table.every_row(json.loads(output.read_text()))

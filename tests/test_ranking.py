@@ -100,8 +100,34 @@ def test_ops(maxsim):
     keys = ops.rank(None, scores, 0, 7, True)
     torch.library.opcheck(ops.rank, (None, scores, 0, 7, True), test_utils=utils)
     torch.library.opcheck(ops.rank, (keys, scores.t().contiguous().t(), 50, 7, True), test_utils=utils)
-    torch.library.opcheck(ops.unrank, (keys, True), test_utils=utils)
+    torch.library.opcheck(ops.unrank, (keys.unsqueeze(0), 7, True), test_utils=utils)
+    torch.library.opcheck(ops.unrank, (torch.stack([keys, keys]).transpose(1, 2), 4, False), test_utils=utils)
+    assert [x.shape for x in ops.unrank(keys[None, :, :0], 3, True)] == [(3, 0), (3, 0)]
     assert ops.rank(keys, scores[:, :0], 50, 7, True).tolist() == keys.tolist()
     for wrong in ((keys[:2], scores, 0, 7), (None, scores.double(), 0, 7), (None, scores, 0, 0), (None, scores, -1, 7)):
         with pytest.raises(RuntimeError):
             ops.rank(*wrong, True)
+    for wrong in ((keys, 7), (keys[None].double(), 7), (keys[None], -1)):
+        with pytest.raises(RuntimeError):
+            ops.unrank(*wrong, True)
+
+
+@pytest.mark.parametrize("lists", [1, 2, 3, 8])
+@pytest.mark.parametrize("largest", [True, False])
+def test_rankings_of_several_parts(maxsim, lists, largest):
+    """As of one; parts of fewer documents than are wanted have keys of none behind theirs."""
+    module, scores = ranking(maxsim), torch.randint(-9, 9, (5, 400)).float()
+    for k in (1, 7, 300):
+        whole = module.Ranking(k, largest)
+        whole.add(scores, 0)
+        parts = torch.full((lists, 5, k), torch.iinfo(torch.int64).min)
+        bounds = [0, *sorted(torch.randint(0, 401, (lists - 1,)).tolist()), 400]
+        for part, first, end in zip(parts, bounds, bounds[1:], strict=False):
+            if first < end:
+                best = module.Ranking(k, largest)
+                best.add(scores[:, first:end], first)
+                part[:, : best.keys.shape[1]] = best.keys
+        for device in ("cpu", "cuda"):
+            got = module.merged(parts.to(device), k, largest)
+            for mine, theirs in zip(got, whole.result(), strict=True):
+                assert torch.equal(mine.cpu(), theirs)

@@ -9,7 +9,7 @@
 
 MAXSIM_FRAGMENT(TORCH_EXTENSION_NAME, ops) {
   ops.def("rank(Tensor? keys, Tensor scores, int first, int k, bool largest) -> Tensor");
-  ops.def("unrank(Tensor keys, bool largest) -> (Tensor, Tensor)");
+  ops.def("unrank(Tensor keys, int k, bool largest) -> (Tensor, Tensor)");
 }
 
 #if defined(CUDA_KERNEL)

@@ -6,6 +6,6 @@
 namespace maxsim {
 
 Tensor rank_cuda(const MaybeTensor& keys, const Tensor& scores, int64_t first, int64_t k, bool largest);
-std::tuple<Tensor, Tensor> unrank_cuda(const Tensor& keys, bool largest);
+std::tuple<Tensor, Tensor> unrank_cuda(const Tensor& keys, int64_t k, bool largest);
 
 }  // namespace maxsim

@@ -50,17 +50,19 @@ Tensor rank_cuda(const MaybeTensor& keys, const Tensor& scores, int64_t first, i
   return out;
 }
 
-std::tuple<Tensor, Tensor> unrank_cuda(const Tensor& keys, bool largest) {
-  require(keys.dim() == 2 && keys.scalar_type() == ScalarType::Long, "keys must be int64 [Nq, k]");
+std::tuple<Tensor, Tensor> unrank_cuda(const Tensor& keys, int64_t k, bool largest) {
+  require(keys.dim() == 3 && keys.scalar_type() == ScalarType::Long, "keys must be int64 [lists, Nq, m]");
+  require(k >= 0, "k must not be negative");
   const Tensor own = torch::stable::contiguous(keys);
-  const int64_t shape[2] = {own.size(0), own.size(1)};
+  const cuda::KeyLists lists{static_cast<const int64_t*>(own.const_data_ptr()), own.size(0), own.size(1), own.size(2),
+                             largest};
+  const int64_t shape[2] = {lists.queries, std::min(k, lists.lists * lists.length)};
   const Tensor scores = new_tensor(keys, shape, 2, aoti_torch_dtype_float32());
   const Tensor ids = new_tensor(keys, shape, 2, aoti_torch_dtype_int64());
   const Launch launch(keys);
-  if (own.numel())
-    cuda::unrank(static_cast<const int64_t*>(own.const_data_ptr()), own.numel(), largest,
-                 static_cast<float*>(scores.mutable_data_ptr()), static_cast<int64_t*>(ids.mutable_data_ptr()),
-                 launch.stream);
+  if (shape[0] * shape[1] > 0)
+    cuda::unrank(lists, shape[1], static_cast<float*>(scores.mutable_data_ptr()),
+                 static_cast<int64_t*>(ids.mutable_data_ptr()), launch.stream);
   return {scores, ids};
 }
 

@@ -63,9 +63,7 @@ def retrieve(
     if 0 in (queries, k):
         scores, ids = retrieval.finish([], (queries, k), Q.device)
     else:
-        merged = Ranking(k, largest)
-        merged.merge(_gathered(_keys(rankings, queries, k, Q.device), group))
-        scores, ids = merged.result()
+        scores, ids = ranking.merged(_gathered(_keys(rankings, queries, k, Q.device), group), k, largest)
     return (scores.squeeze(0), ids.squeeze(0)) if Q.dim() == 2 else (scores, ids)
 
 
@@ -84,7 +82,7 @@ def shard_bounds(cu_seqlens_d: Tensor, shards: int) -> list[int]:
 
 
 def _sizes(documents: int, group: distributed.ProcessGroup | None, device: torch.device) -> list[int]:
-    return _gathered(torch.tensor([[documents]], device=device), group)[0].tolist()
+    return _gathered(torch.tensor([documents], device=device), group).flatten().tolist()
 
 
 def _checked(sizes: Sequence[int], documents: int, rank: int, group: distributed.ProcessGroup | None) -> list[int]:
@@ -98,18 +96,23 @@ def _checked(sizes: Sequence[int], documents: int, rank: int, group: distributed
 
 def _keys(rankings: list[Ranking], queries: int, k: int, device: torch.device) -> Tensor:
     """``[Nq, k]``, filled up where this rank has fewer than ``k`` documents."""
+    found = [best.keys for best in rankings if best.keys is not None]
+    if len(found) == 1 and found[0].shape == (queries, k):
+        return found[0]
     keys = torch.full((queries, k), _NONE, device=device)
     first = 0
-    for best in rankings:
-        if best.keys is not None:
-            rows, columns = best.keys.shape
-            keys[first : first + rows, :columns] = best.keys
-            first += rows
+    for best in found:
+        rows, columns = best.shape
+        keys[first : first + rows, :columns] = best
+        first += rows
     return keys
 
 
 def _gathered(tensor: Tensor, group: distributed.ProcessGroup | None) -> Tensor:
-    """Every rank's ``tensor``, side by side."""
-    tensors = [torch.empty_like(tensor) for _ in range(distributed.get_world_size(group))]
-    distributed.all_gather(tensors, tensor, group=group)
-    return torch.cat(tensors, dim=1)
+    """Every rank's ``tensor``, along a new first axis."""
+    gathered = tensor.new_empty((distributed.get_world_size(group), *tensor.shape))
+    if tensor.is_cuda:  # NCCL would gather into memory of its own first, and then copy
+        distributed.all_gather_into_tensor(gathered, tensor, group=group)
+    else:  # which not every other backend has
+        distributed.all_gather(list(gathered.unbind()), tensor, group=group)
+    return gathered

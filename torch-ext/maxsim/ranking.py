@@ -31,19 +31,21 @@ class Ranking:
         if scores.device.type in _kernels.RANK_DEVICES and self.k <= _MOST_RANKED and scores.shape[1]:
             self.keys = _kernels.rank(self.keys, scores, first, self.k, self.largest)
         else:
-            self.merge(_keys(scores, first, self.largest))
-
-    def merge(self, keys: Tensor) -> None:
-        """Keys of other rankings, ``[Nq, n]``."""
-        keys = _greatest(keys, self.k)
-        self.keys = keys if self.keys is None else _greatest(torch.cat([self.keys, keys], dim=1), self.k)
+            keys = _greatest(_keys(scores, first, self.largest), self.k)
+            self.keys = keys if self.keys is None else _greatest(torch.cat([self.keys, keys], dim=1), self.k)
 
     def result(self) -> tuple[Tensor, Tensor]:
         """float32 scores and int64 ids ``[Nq, k]``, best first."""
-        if self.keys.device.type in _kernels.RANK_DEVICES:
-            return _kernels.unrank(self.keys, self.largest)
-        order = (self.keys >> 32).to(torch.int32)
-        return _flip(order if self.largest else ~order).view(torch.float32), _LOW - (self.keys & _LOW)
+        return merged(self.keys.unsqueeze(0), self.k, self.largest)
+
+
+def merged(keys: Tensor, k: int, largest: bool) -> tuple[Tensor, Tensor]:
+    """float32 scores and int64 ids ``[Nq, k]``, best first, of the keys ``[rankings, Nq, m]`` of several rankings."""
+    if keys.device.type in _kernels.RANK_DEVICES:
+        return _kernels.unrank(keys, k, largest)
+    keys = keys[0] if len(keys) == 1 else _greatest(keys.transpose(0, 1).flatten(1), k)
+    order = (keys >> 32).to(torch.int32)
+    return _flip(order if largest else ~order).view(torch.float32), _LOW - (keys & _LOW)
 
 
 def clamp_k(top_k: int, documents: int) -> int:
@@ -105,5 +107,7 @@ def _(keys: Tensor | None, scores: Tensor, first: int, k: int, largest: bool) ->
 
 
 @torch.library.register_fake(add_op_namespace_prefix("unrank"))
-def _(keys: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
-    return keys.new_empty(keys.shape, dtype=torch.float32), keys.new_empty(keys.shape)
+def _(keys: Tensor, k: int, largest: bool) -> tuple[Tensor, Tensor]:
+    lists, queries, length = keys.shape
+    shape = (queries, min(k, lists * length))
+    return keys.new_empty(shape, dtype=torch.float32), keys.new_empty(shape)
