@@ -43,9 +43,11 @@ void hidden_forward(const Hidden& hidden, const HiddenQueries& queries, const Hi
 // Projections [documents, length, dim], and 1 / max(norm, eps) of each token unless `factors` is null.
 void hidden_project(const Hidden& hidden, void* projected, float* factors, cudaStream_t stream);
 
-// What the gradient of normalised projections is before their normalisation: [rows, dim] each, factors [rows].
-void hidden_chain(DType dtype, int64_t rows, int64_t dim, const void* grad, const void* projected, const float* factors,
-                  void* out, cudaStream_t stream);
+// Makes of the gradient of normalised projections that of what they were before, in place: [rows, dim] each, factors
+// [rows]; `projected` null leaves it. `sum` [dim] of all rows may be null, and needs the workspace.
+int64_t hidden_chain_workspace(int64_t rows, int64_t dim);
+void hidden_chain(DType dtype, int64_t rows, int64_t dim, void* grad, const void* projected, const float* factors,
+                  float* sum, void* workspace, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace maxsim

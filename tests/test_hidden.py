@@ -265,7 +265,18 @@ def test_ops(maxsim):
     projected, factors = ops.hidden_project(H, W, b, True)
     for normalize in (True, False):
         torch.library.opcheck(ops.hidden_project, (H, W, None, normalize), test_utils=utils)
-    torch.library.opcheck(ops.hidden_chain, (projected, projected, factors), test_utils=utils)
+    for known in ((projected, factors), (None, None)):
+        for with_sum in (True, False):
+            torch.library.opcheck(ops.hidden_chain, (torch.randn_like(projected), *known, with_sum), test_utils=utils)
+    strided, one = projected.transpose(0, 1), projected[0, 0]
+    for wrong in (
+        (strided, projected, factors),
+        (projected, projected, None),
+        (one.float(), None, None),
+        (one[1:], None, None),
+    ):
+        with pytest.raises(RuntimeError):
+            ops.hidden_chain(*wrong, True)
     for wrong in ((Q, H, W.float(), b), (Q, H[..., :20], W[:, :20], b), (Q[..., :8], H, W, b), (Q, H, W, b[:3])):
         with pytest.raises(RuntimeError):
             ops.hidden_forward(*wrong, mask, True, True, 1000)
@@ -280,12 +291,40 @@ def test_compiled(maxsim):
     assert torch.equal(compiled(*leaves), head(*leaves))
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("rows", "d_out"), [(0, 8), (1, 8), (17, 96), (40_000, 128), (100_003, 72)])
+def test_chain(maxsim, rows, d_out, normalize):
+    """In place, as torch's gradient of the normalisation, and the sum of what was written."""
+    ops = sys.modules[f"{maxsim.__name__}._kernels"]
+    D = torch.randn(1, rows, d_out, device="cuda").double().requires_grad_()
+    unit = functional.normalize(D, dim=-1, eps=1e-12)
+    grad = torch.randn(1, rows, d_out, device="cuda").bfloat16()
+    want = torch.autograd.grad(unit, D, grad.double())[0] if normalize else grad.double()
+    factors = 1 / D.detach().norm(dim=-1).clamp_min(1e-12)
+    known = (unit.detach().bfloat16(), factors.float()) if normalize else (None, None)
+    total = ops.hidden_chain(grad, *known, True)
+    assert ((grad - want).abs() <= 3e-2 * (want.abs() + factors[..., None])).all()
+    torch.testing.assert_close(total.double(), grad.double().sum((0, 1)), rtol=1e-4, atol=1e-2)
+    assert ops.hidden_chain(grad, *known, False).shape == (0,)
+
+
 def test_memory(maxsim):
-    """Beside 64 MB of hidden states: no projection where queries stay resident, and half of them else."""
+    """Beside 64 MB of hidden states: no projection where queries stay resident, and half of them else. A step holds
+    projections and their gradients or the hidden states of winners, beyond the gradients that it returns."""
     head = maxsim.fused_head.maxsim_from_hidden
-    for queries, most in (((1, 32), 1 << 20), ((16, 32), 6 << 20)):
-        leaves = [x.detach() for x in inputs(torch.bfloat16, queries, (128, 326), 128, 768)]
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        head(*leaves)
-        assert torch.cuda.max_memory_allocated() - before <= most
+    projections = 128 * 326 * 128 * 2
+    for queries, most, step in (((1, 32), 1 << 20, 2.3), ((16, 32), 6 << 20, 2.3)):
+        leaves = inputs(torch.bfloat16, queries, (128, 326), 128, 768)
+        for call, allowed in (
+            (lambda leaves=leaves: head(*[x.detach() for x in leaves]), most),
+            (lambda leaves=leaves: head(*leaves).sum().backward(), step * projections),
+        ):
+            call()  # cuBLAS keeps memory of its own from the first product on
+            for leaf in leaves:
+                leaf.grad = None
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            call()
+            held = torch.cuda.max_memory_allocated() - before
+            held -= sum(x.grad.nbytes for x in leaves if x.grad is not None)
+            assert held <= allowed, (queries, held / projections)

@@ -13,7 +13,7 @@ MAXSIM_FRAGMENT(TORCH_EXTENSION_NAME, ops) {
       "normalize, "
       "bool with_argmax, int part_bytes) -> (Tensor, Tensor)");
   ops.def("hidden_project(Tensor hidden, Tensor weight, Tensor? bias, bool normalize) -> (Tensor, Tensor)");
-  ops.def("hidden_chain(Tensor grad, Tensor projected, Tensor factors) -> Tensor");
+  ops.def("hidden_chain(Tensor(a!) grad, Tensor? projected, Tensor? factors, bool with_sum) -> Tensor");
 }
 
 #if defined(CUDA_KERNEL)

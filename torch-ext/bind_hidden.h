@@ -10,6 +10,6 @@ std::tuple<Tensor, Tensor> hidden_forward_cuda(const Tensor& queries, const Tens
                                                bool normalize, bool with_argmax, int64_t part_bytes);
 std::tuple<Tensor, Tensor> hidden_project_cuda(const Tensor& hidden, const Tensor& weight, const MaybeTensor& bias,
                                                bool normalize);
-Tensor hidden_chain_cuda(const Tensor& grad, const Tensor& projected, const Tensor& factors);
+Tensor hidden_chain_cuda(Tensor grad, const MaybeTensor& projected, const MaybeTensor& factors, bool with_sum);
 
 }  // namespace maxsim

@@ -16,6 +16,8 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
+constexpr int64_t kNothing = 0;
+
 void require(bool holds, const char* message) {
   if (!holds) throw std::runtime_error(message);
 }
@@ -176,23 +178,36 @@ std::tuple<Tensor, Tensor> hidden_project_cuda(const Tensor& hidden, const Tenso
   return {projected, factors};
 }
 
-Tensor hidden_chain_cuda(const Tensor& grad, const Tensor& projected, const Tensor& factors) {
+Tensor hidden_chain_cuda(Tensor grad, const MaybeTensor& projected, const MaybeTensor& factors, bool with_sum) {
   const int64_t dim = grad.dim() ? grad.size(grad.dim() - 1) : 0, rows = dim ? grad.numel() / dim : 0;
-  require(dim >= 8 && dim <= 128 && dim % 8 == 0 && projected.numel() == grad.numel() && factors.numel() == rows,
-          "grad and projected must be [..., d_out] and factors [...]");
   const DType dtype = dtype_of(grad, "grad");
-  require(
-      dtype != DType::f32 && dtype_of(projected, "projected") == dtype && factors.scalar_type() == ScalarType::Float,
-      "grad and projected must both be float16 or bfloat16, and factors float32");
-  require_beside(projected, grad, "projected");
-  require_beside(factors, grad, "factors");
-  const Tensor rows_grad = aligned(grad), rows_projected = aligned(projected);
-  const Tensor rows_factors = torch::stable::contiguous(factors), out = torch::stable::empty_like(rows_grad);
+  require(dim >= 8 && dim <= 128 && dim % 8 == 0 && dtype != DType::f32 && grad.is_contiguous() &&
+              reinterpret_cast<uintptr_t>(grad.const_data_ptr()) % 16 == 0,
+          "grad must be float16 or bfloat16 [..., d_out], contiguous and aligned");
+  require(projected.has_value() == factors.has_value(), "projected and factors must be given together");
+  MaybeTensor rows_projected, rows_factors;
+  if (projected) {
+    require(projected->numel() == grad.numel() && factors->numel() == rows &&
+                dtype_of(*projected, "projected") == dtype && factors->scalar_type() == ScalarType::Float,
+            "projected must be as grad [..., d_out], and factors float32 [...]");
+    require_beside(*projected, grad, "projected");
+    require_beside(*factors, grad, "factors");
+    rows_projected = aligned(*projected);
+    rows_factors = torch::stable::contiguous(*factors);
+  }
+  const Tensor sum = new_tensor(grad, with_sum ? &dim : &kNothing, 1, aoti_torch_dtype_float32());
   const Launch launch(grad);
-  if (rows)
-    cuda::hidden_chain(dtype, rows, dim, rows_grad.const_data_ptr(), rows_projected.const_data_ptr(),
-                       static_cast<const float*>(rows_factors.const_data_ptr()), out.mutable_data_ptr(), launch.stream);
-  return out;
+  if (rows == 0) {
+    if (with_sum) cuda::check(cudaMemsetAsync(sum.mutable_data_ptr(), 0, dim * sizeof(float), launch.stream), "sum");
+    return sum;
+  }
+  const int64_t bytes = with_sum ? cuda::hidden_chain_workspace(rows, dim) : 0;
+  const Tensor workspace = new_tensor(grad, &bytes, 1, aoti_torch_dtype_uint8());
+  cuda::hidden_chain(dtype, rows, dim, grad.mutable_data_ptr(), projected ? rows_projected->const_data_ptr() : nullptr,
+                     projected ? static_cast<const float*>(rows_factors->const_data_ptr()) : nullptr,
+                     with_sum ? static_cast<float*>(sum.mutable_data_ptr()) : nullptr, workspace.mutable_data_ptr(),
+                     launch.stream);
+  return sum;
 }
 
 }  // namespace maxsim

@@ -122,12 +122,21 @@ class _Gradients:
     def add(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums[name].float() + value if name in self.sums else value
 
-    def add_rows(self, rows: Tensor, hidden: Tensor) -> None:
+    def chained(self, rows: Tensor, projected: Tensor, factors: Tensor, normalize: bool) -> None:
+        """From the gradient ``[..., d_out]`` of projections to that of unnormalised ones, in place, which are summed.
+
+        torch's own sum of so many rows would hold 130 MB for what its blocks find.
+        """
+        if normalize or self.need_bias:
+            known = (projected, factors) if normalize else (None, None)
+            total = _kernels.hidden_chain(rows, *known, self.need_bias)
+            if self.need_bias:
+                self.add("bias", total)
+
+    def add_weight(self, rows: Tensor, hidden: Tensor) -> None:
         """Gradients ``[n, d_out]`` of unnormalised projections of ``hidden [n, d_model]``."""
         if self.need_weight:
             self.add("weight", torch.mm(rows.t(), hidden, out_dtype=torch.float32))
-        if self.need_bias:
-            self.add("bias", rows.sum(0, dtype=torch.float32))
 
     def result(self, Q: Tensor) -> tuple[Tensor | None, ...]:
         def total(name: str, like: Tensor | None, needed: bool) -> Tensor | None:
@@ -164,8 +173,7 @@ def _from_documents(to: _Gradients, part: slice, grad_scores: Tensor, argmax: Te
         to.add("queries", of_queries)
     if not to.need_rows:
         return
-    if normalize:
-        rows = _kernels.hidden_chain(rows, projected, factors)
+    to.chained(rows, projected, factors, normalize)
     del projected, factors  # which are as large as the rows
     rows = rows.flatten(0, 1)
     if to.need_hidden:
@@ -174,7 +182,7 @@ def _from_documents(to: _Gradients, part: slice, grad_scores: Tensor, argmax: Te
             torch.mm(rows, to.W, out=own)
         else:
             own.copy_(rows @ to.W)
-    to.add_rows(rows, hidden.flatten(0, 1))
+    to.add_weight(rows, hidden.flatten(0, 1))
 
 
 def _from_winners(to: _Gradients, part: slice, grad_scores: Tensor, argmax: Tensor, normalize: bool) -> None:
@@ -191,16 +199,15 @@ def _from_winners(to: _Gradients, part: slice, grad_scores: Tensor, argmax: Tens
         to.add("queries", (weight * projected.view(*argmax.shape, d_out)).sum(0))
     if not to.need_rows:
         return
-    own = (weight * to.queries).to(to.W.dtype).reshape(1, -1, d_out)
-    if normalize:
-        own = _kernels.hidden_chain(own, projected, factors)
-    own = own.view(documents, -1, d_out)
+    own = (weight * to.queries).to(to.W.dtype).reshape(documents, -1, d_out)
+    to.chained(own, projected, factors, normalize)
+    to.add_weight(own.flatten(0, 1), won)
+    del projected, factors, won  # before as many gradients of hidden states
     if to.need_hidden:
         # A token's gradient is the sum of those that it won; each of its places writes the same.
         same = (tokens.unsqueeze(1) == tokens.unsqueeze(2)).to(own.dtype)
         total = torch.bmm(same, own).flatten(0, 1) @ to.W
         to.of_hidden[part].view(-1, d_model).index_copy_(0, rows, total.to(to.of_hidden.dtype))
-    to.add_rows(own.flatten(0, 1), won)
 
 
 @torch.library.register_fake(add_op_namespace_prefix("hidden_forward"))
@@ -219,5 +226,5 @@ def _(hidden, weight, bias, normalize) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.register_fake(add_op_namespace_prefix("hidden_chain"))
-def _(grad, projected, factors) -> Tensor:
-    return grad.new_empty(grad.shape)
+def _(grad, projected, factors, with_sum) -> Tensor:
+    return grad.new_empty((grad.shape[-1] if with_sum else 0,), dtype=torch.float32)
