@@ -12,7 +12,7 @@ IMPLS = ("maxsim", "lik", "torch")
 def every_section(result: Row) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(result["packages"].items()))
     parts = [f"{result['machine']}, torch {result['torch']}; {versions}."]
-    parts += [make(result["rows"]) for make in (losses, ranking, retrieval, hidden)]
+    parts += [make(result["rows"]) for make in (losses, ranking, retrieval, streaming, hidden)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -52,9 +52,16 @@ def retrieval(rows: list[Row]) -> str:
     return table(["`retrieve`", "ms", "scoring alone", "ratio", "peak MiB"], lines) if lines else ""
 
 
+def streaming(rows: list[Row]) -> str:
+    keys = ["ms", "GB_s", "copy_GB_s", "share", "peak_MiB"]
+    lines = [[row["what"], *cells(row, keys)] for row in rows if row["section"] == "stream" and "share" in row]
+    header = ["`retrieve_streamed`, corpus in host memory", "ms", "GB/s", "GB/s of copies alone", "share", "peak MiB"]
+    return table(header, lines) if lines else ""
+
+
 def hidden(rows: list[Row]) -> str:
     impls = ("maxsim", "lik", "project_first")
     keys = [f"{impl}_{unit}" for unit in ("ms", "MiB") for impl in impls]
     lines = [[row["what"], *cells(row, keys)] for row in rows if row["section"] == "head" and "maxsim_ms" in row]
-    header = ["`maxsim_from_hidden`, 768 to 128", "ms", "LIK", "project first", "peak MiB", "LIK", "project first"]
+    header = ["`maxsim_from_hidden`, 768 to 128", "ms", "LIK", "project first", "peak MiB*", "LIK", "project first"]
     return table(header, lines) if lines else ""

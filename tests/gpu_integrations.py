@@ -166,7 +166,7 @@ def ids(run: Run) -> None:
 
 def stream(run: Run) -> None:
     """At least 85 % of the bandwidth from pinned memory to the device."""
-    m, count, length = run.maxsim, run.size(250_000, 400), 128
+    m, count, length = run.maxsim, run.size(125_000, 400), 128
     host = torch.empty(count * length, 128, dtype=torch.bfloat16, pin_memory=run.gpu)
     for first in range(0, count * length, 1 << 20):
         host[first : first + (1 << 20)] = run.tokens(min(1 << 20, count * length - first), 128).cpu()

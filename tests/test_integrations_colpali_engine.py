@@ -95,6 +95,32 @@ def test_score_multi_vector_keeps_the_order(maxsim, monkeypatch):
     assert got.argmax(1).tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("kind", ["lists", "tensors", "float64"])
+def test_score_multi_vector_of_what_it_takes(maxsim, monkeypatch, kind):
+    """Similarities that are mostly negative show the zeros that documents are padded with, batch by batch."""
+    score = BaseVisualRetrieverProcessor.score_multi_vector
+    queries = [torch.randn(n, 8) for n in (3, 1, 5, 2, 4)]
+    documents = [torch.randn(n, 8) - 0.5 for n in (4, 9, 2, 7, 7, 1, 30)]
+    if kind == "tensors":
+        queries, documents = torch.randn(5, 3, 8), torch.randn(7, 6, 8)
+    elif kind == "float64":
+        queries, documents = [x.double() for x in queries], [x.double() for x in documents]
+    want = [score(queries, documents, batch_size=size, device="cpu") for size in (2, 128)]
+    maxsim.integrations.patch_colpali_engine()
+    patched = BaseVisualRetrieverProcessor.score_multi_vector
+    with launches(maxsim, monkeypatch) as ran:
+        got = [patched(queries, documents, batch_size=size, device="cpu") for size in (2, 128)]
+    for empty in ((), queries), (queries, ()):
+        with pytest.raises(ValueError, match="provided"):
+            patched(*empty)
+    maxsim.integrations.unpatch_colpali_engine()
+    assert BaseVisualRetrieverProcessor.score_multi_vector is score
+    assert len(ran) == (0 if kind == "float64" else 3 * 4 + 1)
+    for mine, theirs in zip(got, want, strict=True):
+        assert mine.dtype is torch.float32
+        torch.testing.assert_close(mine, theirs.float(), rtol=1e-5, atol=1e-5)
+
+
 def test_what_was_asked_for_is_what_runs(patched, monkeypatch):
     Q, D = tensors(3, 4, 16), tensors(3, 5, 6, 16)
     negatives = losses.ColbertNegativeCELoss()

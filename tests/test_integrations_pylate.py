@@ -93,10 +93,49 @@ def test_rerank_keeps_the_order(maxsim, model, monkeypatch):
     with launches(maxsim, monkeypatch) as ran:
         got = rank.rerank(ids, queries, documents)
     maxsim.integrations.unpatch_pylate()
-    assert len(ran) == len(QUERIES)
+    assert len(ran) == 1
+    assert_same_ranking(got, want)
+
+
+def assert_same_ranking(got: list, want: list) -> None:
     for mine, theirs in zip(got, want, strict=True):
         assert [result["id"] for result in mine] == [result["id"] for result in theirs]
-        assert [result["score"] for result in mine] == pytest.approx([result["score"] for result in theirs], rel=1e-5)
+        scores = [[result["score"] for result in ranking] for ranking in (mine, theirs)]
+        assert scores[0] == pytest.approx(scores[1], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["tensors", "arrays", "one tensor", "zip", "float64", "device"])
+def test_rerank_of_what_it_takes(maxsim, monkeypatch, kind):
+    """Similarities that are mostly negative show the zeros that PyLate pads documents with."""
+    from pylate import rank
+
+    module = sys.modules[f"{maxsim.__name__}.integrations.pylate"]
+    monkeypatch.setattr(module, "_FEATURES", 900)  # two or three queries a launch
+    queries = [torch.randn(n, 8) for n in (3, 1, 5, 2, 4)]
+    documents = [[torch.randn(n, 8) - 0.5 for n in lengths] for lengths in ((4, 9, 2), (7,), (1, 1), (30, 2), (3, 6))]
+    ids = [[f"{i}-{j}" for j in range(len(own))] for i, own in enumerate(documents)]
+    options, ours = {}, kind != "float64"
+    if kind == "arrays":
+        queries, documents = [x.numpy() for x in queries], [[x.numpy() for x in own] for own in documents]
+    elif kind == "one tensor":
+        queries, documents = torch.randn(2, 3, 8), torch.randn(2, 4, 6, 8)
+        ids = [list("abcd")] * 2
+    elif kind == "zip":
+        queries = queries[:3]
+    elif kind == "float64":
+        queries, documents = [x.double() for x in queries], [[x.double() for x in own] for own in documents]
+    elif kind == "device":
+        options = {"device": "cpu"}
+    want = rank.rerank(ids, queries, documents, **options)
+    maxsim.integrations.patch_pylate()
+    with launches(maxsim, monkeypatch) as ran:
+        got = rank.rerank(ids, queries, documents, **options)
+        assert rank.rerank([], [], []) == []
+        with pytest.raises((RuntimeError, TypeError, ValueError)):
+            rank.rerank([[]], [torch.randn(2, 8)], [[]])
+    maxsim.integrations.unpatch_pylate()
+    assert bool(ran) is ours and len(ran) < len(want) or kind == "one tensor"
+    assert_same_ranking(got, want)
 
 
 def test_evaluators_agree(maxsim, model, monkeypatch):
@@ -207,10 +246,11 @@ def test_patching_reaches_every_name_and_unpatching_leaves_none(maxsim, monkeypa
         ("pylate.scores.colbert", "ColBERTScores.__call__"),
         ("pylate.scores.similarity_functions", "colbert_scores_pairwise"),
         ("pylate.rank.rank", "colbert_scores"),
+        ("pylate.rank", "rerank"),
         ("pylate.losses.distillation", "Distillation.__init__"),
         ("pylate.evaluation.colbert_triplet", "colbert_scores_pairwise"),
     } <= changed
-    assert all("colbert" in key[1].lower() or key[1] == "Distillation.__init__" for key in changed)
+    assert all("colbert" in key[1].lower() or key[1] in ("rerank", "Distillation.__init__") for key in changed)
     late = ModuleType("pylate.late")
     late.scores = importlib.import_module("pylate.scores").colbert_scores
     monkeypatch.setitem(sys.modules, "pylate.late", late)

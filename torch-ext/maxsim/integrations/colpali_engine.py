@@ -7,18 +7,20 @@ import importlib
 from functools import wraps
 from typing import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..scoring import maxsim, maxsim_pairs
+from ..scoring import maxsim, maxsim_pairs, maxsim_varlen
 from ..soft import soft_maxsim
-from .patching import Patch, Target, ours
+from .lists import pack, zero_ended
+from .patching import Patch, Target, ours, serves
 
 
 def patch_colpali_engine() -> None:
     """Score with this kernel in colpali-engine, on every device that has one, the CPU included.
 
-    Reaches ``maxsim_inbatch`` and ``maxsim_kd`` wherever colpali-engine imported them, and with them
+    Reaches ``maxsim_inbatch`` and ``maxsim_kd`` wherever colpali-engine imported them, and every processor's
     ``score_multi_vector``; the positives of the negative losses, which it multiplies out itself, go to the kernel too.
     Losses with ``use_smooth_max`` get :func:`maxsim.soft_maxsim`. Scores are float32. Calling it twice changes nothing.
 
@@ -37,10 +39,11 @@ def unpatch_colpali_engine() -> None:
 def _targets() -> list[Target]:
     dispatch = importlib.import_module("colpali_engine.utils.maxsim")
     losses = importlib.import_module("colpali_engine.loss.late_interaction_losses")
-    importlib.import_module("colpali_engine.utils.processing_utils")
+    processing = importlib.import_module("colpali_engine.utils.processing_utils")
     return [
         Target(dispatch, "maxsim_inbatch", _scores),
         Target(dispatch, "maxsim_kd", _scores),
+        Target(processing.BaseVisualRetrieverProcessor, "score_multi_vector", _multi_vector),
         Target(losses.ColbertModule, "_inbatch_scores", _inbatch),
         Target(losses.ColbertNegativeCELoss, "forward", _negatives),
         Target(losses.ColbertPairwiseNegativeCELoss, "forward", _negatives),
@@ -62,6 +65,29 @@ def _scores(original: Callable) -> Callable:
         return maxsim(query, doc) if _automatic() and ours(query, doc) else original(query, doc)
 
     return scores
+
+
+def _multi_vector(original: staticmethod) -> staticmethod:
+    """Lists of any lengths, ``batch_size`` of them at a time on the device as in the original, which pads them."""
+    plain = original.__func__
+
+    @wraps(plain)
+    def score_multi_vector(qs, ps, batch_size: int = 128, device: str | torch.device | None = None) -> Tensor:
+        device = device or importlib.import_module("colpali_engine.utils.processing_utils").get_torch_device("auto")
+        if not (len(qs) and len(ps) and _automatic() and ours(qs[0]) and ours(ps[0]) and serves(device)):
+            return plain(qs, ps, batch_size, device)
+        queries = [
+            pack(part, [query.shape[0] for query in part], device)
+            for part in (qs[first : first + batch_size] for first in range(0, len(qs), batch_size))
+        ]
+        columns = []
+        for first in range(0, len(ps), batch_size):
+            D = pack(*zero_ended(ps[first : first + batch_size]), device)
+            scores = [maxsim_varlen(Q.tokens, D.tokens, Q.offsets, D.offsets, Q.longest) for Q in queries]
+            columns.append(torch.cat(scores).cpu())
+        return torch.cat(columns, dim=1)
+
+    return staticmethod(score_multi_vector)
 
 
 def _inbatch(original: Callable) -> Callable:

@@ -10,6 +10,7 @@ from importlib import metadata
 from types import ModuleType
 from typing import Callable, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import _kernels, checks
@@ -81,7 +82,12 @@ def ours(*tensors: object) -> bool:
     if not all(isinstance(tensor, Tensor) and tensor.dtype in checks.KERNEL_DTYPES for tensor in tensors):
         return False
     devices = {tensor.device for tensor in tensors}
-    return len(devices) == 1 and devices.pop().type in _kernels.DEVICES
+    return len(devices) == 1 and serves(devices.pop())
+
+
+def serves(device: str | torch.device) -> bool:
+    """Whether there are kernels for ``device``."""
+    return torch.device(device).type in _kernels.DEVICES
 
 
 def _rebind(package: str, old: Callable, new: Callable) -> None:

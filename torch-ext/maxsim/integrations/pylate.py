@@ -4,23 +4,28 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from functools import wraps
+from itertools import chain
 from typing import Callable
 
 import torch
 from torch import Tensor
 
 from ..scoring import maxsim, maxsim_pairs, score_pairs_packed
-from .patching import Patch, Target, ours
+from .lists import pack, zero_ended
+from .patching import Patch, Target, ours, serves
+
+_FEATURES = 1 << 26  # of documents that are laid end to end for one launch
 
 
 def patch_pylate() -> None:
     """Score with this kernel in PyLate, on every device that has one, the CPU included.
 
-    ``colbert_scores``, ``colbert_kd_scores``, ``colbert_scores_pairwise`` and ``ColBERTScores`` are replaced wherever
-    PyLate imported them; names that your code imported from it before keep the original, so patch first. XTR scores
-    stay PyLate's. Scores are float32, and a masked token is left out of the max (PyLate multiplies its similarity by
-    0). Calling it twice changes nothing.
+    ``colbert_scores``, ``colbert_kd_scores``, ``colbert_scores_pairwise``, ``ColBERTScores`` and ``rank.rerank`` are
+    replaced wherever PyLate imported them; names that your code imported from it before keep the original, so patch
+    first. XTR scores stay PyLate's. Scores are float32, and a masked token is left out of the max (PyLate multiplies
+    its similarity by 0). Calling it twice changes nothing.
 
     Raises:
         ImportError: PyLate is not installed.
@@ -41,6 +46,7 @@ def _targets() -> list[Target]:
         Target(colbert, "colbert_kd_scores", _scores),
         Target(colbert, "colbert_scores_pairwise", _pairwise),
         Target(colbert.ColBERTScores, "__call__", _slots),
+        Target(importlib.import_module("pylate.rank.rank"), "rerank", _reranked),
     ]
 
 
@@ -92,12 +98,58 @@ def _pairwise(original: Callable) -> Callable:
 
 def _score_lists(queries: list[Tensor], documents: list[Tensor]) -> Tensor:
     device = queries[0].device
-    packed = []
-    for side in (queries, documents):
-        lengths = torch.tensor([0, *(len(segment) for segment in side)])
-        packed += [torch.cat(side), lengths.cumsum(0).to(device)]
+    Q, D = (pack(side, [segment.shape[0] for segment in side], device) for side in (queries, documents))
     ids = torch.arange(len(queries), device=device)
-    return score_pairs_packed(*packed, ids, ids, max_q_len=max(map(len, queries)))
+    return score_pairs_packed(Q.tokens, Q.offsets, D.tokens, D.offsets, ids, ids, max_q_len=Q.longest)
+
+
+def _reranked(original: Callable) -> Callable:
+    """Many queries, each with documents of its own, in one launch; the original pads, scores and waits for each."""
+
+    @wraps(original)
+    def rerank(documents_ids, queries_embeddings, documents_embeddings, device: str | None = None) -> list:
+        library = importlib.import_module("pylate.rank.rank")
+        sides = [library.reshape_embeddings(side) for side in (queries_embeddings, documents_embeddings)]
+        count = min(map(len, (documents_ids, *sides)))  # as zip does
+        queries = [_tensor(query) for query in sides[0][:count]]
+        documents = [[_tensor(document) for document in own] for own in sides[1][:count]]
+        if not (
+            count
+            and all(documents)
+            and _automatic(None)
+            and ours(*queries)
+            and ours(*chain.from_iterable(documents))
+            and serves(device or queries[0].device)
+        ):
+            return original(documents_ids, queries_embeddings, documents_embeddings, device)
+        results = []
+        for ids, found in zip(documents_ids, _score_own(queries, documents, device or queries[0].device)):
+            scores, order = found.sort(descending=True, stable=True)
+            ranked = zip(order.tolist(), scores.tolist())
+            results.append([library.RerankResult(id=ids[place], score=score) for place, score in ranked])
+        return results
+
+    return rerank
+
+
+@torch.no_grad()
+def _score_own(queries: list[Tensor], documents: list[list[Tensor]], device: str | torch.device) -> Iterator[Tensor]:
+    """On the CPU, each query's scores of its own documents, padded with zeros as PyLate does."""
+    first = 0
+    while first < len(queries):
+        last, pieces, lengths, owners = first, [], [], []
+        while last < len(queries) and sum(lengths) * queries[first].shape[-1] <= _FEATURES:
+            more, counts = zero_ended(documents[last])
+            pieces += more
+            lengths += counts
+            owners += [last - first] * len(counts)
+            last += 1
+        part = queries[first:last]
+        Q, D = pack(part, [query.shape[0] for query in part], device), pack(pieces, lengths, device)
+        ids = torch.tensor([owners, range(len(owners))]).to(device)
+        scores = score_pairs_packed(Q.tokens, Q.offsets, D.tokens, D.offsets, *ids, max_q_len=Q.longest)
+        yield from scores.cpu().split([len(own) for own in documents[first:last]])
+        first = last
 
 
 def _slots(original: Callable) -> Callable:
