@@ -11,7 +11,7 @@ def every_row(result: Row) -> str:
         [
             f"{row['name']} on {row['ranks']}",
             figure(row["ms"]),
-            figure(row["own_ms"]),
+            figure(row["own_ms"]) if row["ranks"] > 1 else "–",
             figure(row["latency_ms"]),
             f"{row['speedup']:.2f}x",
         ]
@@ -20,7 +20,7 @@ def every_row(result: Row) -> str:
     header = [
         "queries x documents, on GPUs",
         "ms a call in a row of calls",
-        "of it the GPU's own documents",
+        "without the exchange",
         "ms of one call",
         "throughput of one GPU",
     ]

@@ -63,5 +63,5 @@ def hidden(rows: list[Row]) -> str:
     impls = ("maxsim", "lik", "project_first")
     keys = [f"{impl}_{unit}" for unit in ("ms", "MiB") for impl in impls]
     lines = [[row["what"], *cells(row, keys)] for row in rows if row["section"] == "head" and "maxsim_ms" in row]
-    header = ["`maxsim_from_hidden`, 768 to 128", "ms", "LIK", "project first", "peak MiB*", "LIK", "project first"]
+    header = ["`maxsim_from_hidden`, 768 to 128", "ms", "LIK", "project first", "peak MiB", "LIK", "project first"]
     return table(header, lines) if lines else ""
