@@ -153,6 +153,25 @@ def test_preparing_changes_no_score(maxsim: ModuleType, path: Path) -> None:
         torch.testing.assert_close(one, prepared.score(index.queries)[1], rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_scores_by_id_are_those_of_all_documents(maxsim: ModuleType, path: Path, dtype: torch.dtype) -> None:
+    for dim, nbits in ((128, 2), (40, 8)):
+        index = Index.random(nbits, dim, torch.float16, path.device, (3, 40), (70, 1, 0, 200, 33))
+        prepared = maxsim.plaid.prepare_index(*index.packed)
+        ids = torch.tensor([[4, -1, 2, 0], [3, 3, -1, 1], [-1, -1, 0, 2]], device=path.device, dtype=dtype)
+        got = prepared.score_ids(index.queries, ids, empty_score=-5.0, missing_score=-7.0)
+        want = prepared.score(index.queries, empty_score=-5.0).gather(1, ids.long().clamp_min(0))
+        torch.testing.assert_close(got, want.masked_fill(ids < 0, -7.0), rtol=2e-4, atol=2e-4)
+        assert not prepared.score_ids(index.queries.requires_grad_(), ids).requires_grad
+        assert prepared.score_ids(index.queries[:0], ids[:0]).shape == (0, 4)
+        with pytest.raises(ValueError, match=r"ids must be in \[0, 5\); got ids\[0\]=5"):
+            prepared.score_ids(index.queries, ids + 1, validate=True)
+        with pytest.raises(ValueError, match=r"ids must be \[Nq, K\] with Nq = 3; got \(2, 4\)"):
+            prepared.score_ids(index.queries, ids[:2])
+        with pytest.raises(ValueError, match=r"Q must be \[Nq, Lq, d\]"):
+            prepared.score_ids(index.queries[0], ids)
+
+
 def fixture(tmp_path: FilePath) -> FilePath:
     return FilePath(shutil.copytree(FIXTURES / FAST_PLAID[1], tmp_path / "index"))
 

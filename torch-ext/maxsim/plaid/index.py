@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import checks, reference
+from ..problem import Problem
+from ..retrieval import named_pairs
 from . import documents, layouts
 from .documents import Residuals
 
@@ -56,6 +58,32 @@ class Index:
         queries = self._queries(Q)
         scores, _ = documents.score(queries, self.stored(), True, True, checks.number("empty_score", empty_score))
         return scores if Q.dim() == 3 else scores.squeeze(0)
+
+    @torch.no_grad()
+    def score_ids(
+        self,
+        Q: Tensor,
+        ids: Tensor,
+        *,
+        empty_score: float = 0.0,
+        missing_score: float = float("-inf"),
+        validate: bool = False,
+    ) -> Tensor:
+        """Scores ``[Nq, K]`` of each query ``[Nq, Lq, d]`` against the documents that ``ids`` names, where they lie.
+
+        ``ids``, ``missing_score`` and ``validate`` are those of :func:`maxsim.score_ids`; scores are those of
+        :meth:`score`. There is no gradient.
+        """
+        checks.tokens("Q", Q, (3,), "[Nq, Lq, d]")
+        missing_score = checks.number("missing_score", missing_score)
+        # Which pairs there are depends on the numbers of queries and documents alone.
+        problem = Problem(self._queries(Q), self.codes, document_offsets=self.offsets)
+        problem, missing = named_pairs(problem, ids, validate)
+        if missing is None:
+            return torch.full(ids.shape, missing_score, device=Q.device)
+        pairs, empty_score = (problem.pair_queries, problem.pair_documents), checks.number("empty_score", empty_score)
+        scores, _ = documents.score(Q, self.stored(), True, True, empty_score, pairs=pairs)
+        return scores.view(ids.shape).masked_fill(missing, missing_score)
 
     def search(
         self, Q: Tensor, top_k: int = 10, *, n_full_scores: int = 4096, n_ivf_probe: int = 8
