@@ -43,6 +43,8 @@ TABLES: list[tuple[Path, str, Path, Callable[[Row], str], list[str]]] = [
     (ROOT / "docs" / "tasks" / "train.md", "train-example", TRAIN_RESULTS, train_table.training, []),
     (ROOT / "docs" / "tasks" / "train.md", "train-example-h200", TRAIN_GPU_RESULTS, train_table.training, []),
     (ROOT / "docs" / "tasks" / "several_gpus.md", "distributed", DISTRIBUTED_RESULTS, distributed_table.every_row, []),
+    (ROOT / "docs" / "tasks" / "several_gpus.md", "billion", GPU_RESULTS, distributed_table.plan, []),
+    (ROOT / "docs" / "tasks" / "several_gpus.md", "streamed", INTEGRATION_RESULTS, distributed_table.streamed, []),
     (ROOT / "docs" / "proving.md", "build", BUILD_RESULTS, distributed_table.build, []),
     (ROOT / "docs" / "ladder.md", "ladder", LADDER_RESULTS, gpu_table.ladder, ["ladder"]),
     (ROOT / "docs" / "quantised.md", "fidelity", FIDELITY_RESULTS, fidelity_table.every_row, ["fidelity"]),
