@@ -21,6 +21,7 @@ from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from gpu_compare import losses_of
@@ -191,6 +192,13 @@ def stream(run: Run) -> None:
             )  # fmt: skip
             if name == "pinned":
                 run.check(f"{queries} queries: 85 % of the bus", copied / took >= 0.85 or run.small, copied / took)
+    few = run.size(5_000, 50)
+    with TemporaryDirectory() as folder:
+        torch.save(host[: few * length].clone(), f"{folder}/corpus.pt")
+        mapped = torch.load(f"{folder}/corpus.pt", mmap=True)
+        found = m.retrieve_streamed(Q, mapped, 100, cu_seqlens_d=offsets[: few + 1], buffer_bytes=few * length * 50)
+        want = m.retrieve(Q, resident[: few * length], 100, cu_seqlens_d=offsets[: few + 1].to(run.device))
+        run.check("a memory-mapped file: what a resident corpus gives", same(found, want))
 
 
 def _rank(rank: int, ranks: int, port: int, small: bool, results: object) -> None:
