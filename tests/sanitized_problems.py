@@ -186,9 +186,11 @@ def searching() -> None:
     for k, largest in itertools.product((1, 10, 100, 2500), (True, False)):
         maxsim.retrieve(Q, D, k, chunk=4100, largest=largest)
     for k in (100, 2048):  # so many scores that what slices keep is sliced again
-        best = sys.modules[f"{maxsim.__name__}.ranking"].Ranking(k)
+        ranking = sys.modules[f"{maxsim.__name__}.ranking"]
+        best = ranking.Ranking(k)
         best.add(torch.randn(2, 150_000, device=DEVICE), 7)
         best.result()
+        ranking.merged(torch.stack([best.keys] * 3), k, True)  # as of several ranks
 
 
 FAMILIES: dict[str, Callable[[], None]] = {
