@@ -1,15 +1,20 @@
 // PLAID's approximate scores: rows of similarities, one for each centroid, are looked up by the documents' codes.
 #pragma once
 
-#include "../maxsim_common/residuals.h"
+#include "codes.cuh"
 #include "device_problem.cuh"
 #include "row_max.cuh"
 
 namespace maxsim {
 namespace cuda {
 
-constexpr int kApproxThreads = 256;
+constexpr int kApproxTeam = 2;    // warps that share a document of many tokens
 constexpr int kApproxUnroll = 8;  // rows in flight a lane: the look-ups come from L2, half a microsecond away
+constexpr int kProbeUnroll = 4;   // codes in flight a lane where only their marks are asked for
+constexpr int kApproxPerSm = 8;   // times 128 threads: with more of them there are no registers for as many rows
+
+template <int kTeam>
+constexpr int kApproxThreads = kTeam == 1 ? 256 : 32 * kTeam;
 
 struct ApproxArgs {
   Problem problem;  // queries [Nq, C, Lq]
@@ -17,28 +22,42 @@ struct ApproxArgs {
   float* scores;
 };
 
-// The first centroid for what is no centroid's number, and behind the end.
-__device__ __forceinline__ int code_of(const ApproxArgs& args, const Span& document, int token) {
-  const int64_t code = token < document.length ? args.a.codes[document.first_row + token] : 0;
-  return code >= 0 && code < args.a.centroid_count ? static_cast<int>(code) : 0;
-}
+// The codes of 32 tokens, one a lane. Behind the end is the last token again, which changes no maximum.
+struct ApproxCodes {
+  RawCode raw;
 
-// Whether a token has a probed centroid: as a rule one of the first 32 that are asked says so.
+  __device__ __forceinline__ void load(const ApproxArgs& args, const Span& document, int first) {
+    const int token = first + static_cast<int>(threadIdx.x % 32);
+    raw.load(args.a.codes, document.first_row + min(token, document.length - 1));
+  }
+  // The first centroid for what is no centroid's number.
+  __device__ __forceinline__ uint32_t get(const ApproxArgs& args) const {
+    return raw.known(args.a.centroid_count) ? raw.low : 0;
+  }
+};
+
+// Whether a token has a probed centroid.
 __device__ __forceinline__ bool any_probed(const ApproxArgs& args, const Span& document, int64_t query) {
   const uint8_t* probed = args.a.probed + query * args.a.centroid_count;
-  const int lane = threadIdx.x % 32;
-  for (int base = 0; base < document.length; base += 32) {
-    const bool hit = base + lane < document.length && probed[code_of(args, document, base + lane)];
+  for (int base = 0; base < document.length; base += 32 * kProbeUnroll) {
+    ApproxCodes codes[kProbeUnroll];
+#pragma unroll
+    for (int u = 0; u < kProbeUnroll; ++u) codes[u].load(args, document, base + 32 * u);
+    bool hit = false;
+#pragma unroll
+    for (int u = 0; u < kProbeUnroll; ++u) hit |= __ldg(probed + codes[u].get(args)) != 0;
     if (__any_sync(~0u, hit)) return true;
   }
   return false;
 }
 
-// kTeam warps a pair, all of a block where there are few pairs. A lane takes kWide neighbouring query tokens of a row,
-// and 32 * kWide / width rows are read at once.
+// kTeam warps a pair: one, or all of a block where documents are long. A lane takes kWide neighbouring query tokens of
+// a row, and 32 * kWide / width rows are read at once.
 template <int kWide, int kTeam>
-__global__ void __launch_bounds__(kApproxThreads) approx_scores(const __grid_constant__ ApproxArgs args) {
-  static_assert(kTeam == 1 || (kTeam == kApproxThreads / 32 && kWide == 4), "one pass over the query tokens");
+__global__ void __launch_bounds__(kApproxThreads<kTeam>, kApproxPerSm * 128 / kApproxThreads<kTeam>)
+    approx_scores(const __grid_constant__ ApproxArgs args) {
+  static_assert(kTeam == 1 || kWide == 4, "one pass over the query tokens");
+  constexpr int kTeams = kApproxThreads<kTeam> / 32 / kTeam;  // of a block
   __shared__ float met[kTeam > 1 ? kTeam : 1][32 * kWide];
   const Problem& problem = args.problem;
   const int warp = threadIdx.x / 32, rank = kTeam > 1 ? warp : 0;
@@ -46,9 +65,8 @@ __global__ void __launch_bounds__(kApproxThreads) approx_scores(const __grid_con
   const int lanes = kWide == 1 ? 32 : (width + kWide - 1) / kWide;  // that share a row
   const int rows = kWide == 1 ? 1 : 32 / lanes;                     // at once
   const int row = kWide == 1 ? 0 : lane / lanes, part = kWide == 1 ? lane : lane % lanes;
-  const int64_t teams = static_cast<int64_t>(gridDim.x) * (kApproxThreads / 32 / kTeam);
   for (int64_t pair = blockIdx.x + static_cast<int64_t>(kTeam > 1 ? 0 : warp) * gridDim.x; pair < problem.pairs;
-       pair += teams) {
+       pair += static_cast<int64_t>(gridDim.x) * kTeams) {
     const PairIds ids = pair_ids(problem, pair);
     Span document = span_of(problem.documents, ids.document);
     const bool valid = document.valid && ids.query >= 0 && ids.query < problem.queries.count;
@@ -66,17 +84,19 @@ __global__ void __launch_bounds__(kApproxThreads) approx_scores(const __grid_con
       for (int e = 0; e < kWide; ++e) best[e] = -INFINITY;
       const bool mine = row < rows && first < width;
       const float* column = table + (mine ? first : 0);
-      int next = code_of(args, document, 32 * rank + lane);
+      ApproxCodes codes;
+      if (32 * rank < length) codes.load(args, document, 32 * rank);
       for (int base = 32 * rank; base < length; base += 32 * kTeam) {
-        const int known = next, last = min(32, length - base) - 1;
-        next = code_of(args, document, base + 32 * kTeam + lane);
+        const uint32_t known = codes.get(args);
+        const int last = min(32, length - base) - 1;
+        codes.load(args, document, base + 32 * kTeam);
 #pragma unroll 1
         for (int t = 0; t <= last; t += kApproxUnroll * rows) {
           float value[kApproxUnroll][kWide];
 #pragma unroll
-          for (int u = 0; u < kApproxUnroll; ++u) {  // what lies behind the last token is the last token again
-            const int code = __shfl_sync(~0u, known, min(t + u * rows + row, last));
-            const float* from = column + static_cast<int64_t>(code) * width;
+          for (int u = 0; u < kApproxUnroll; ++u) {
+            const uint32_t code = __shfl_sync(~0u, known, min(t + u * rows + row, last));
+            const float* from = column + static_cast<uint64_t>(code) * width;
             if constexpr (kWide == 4) {
               const float4 four = __ldg(reinterpret_cast<const float4*>(from));
               value[u][0] = four.x, value[u][1] = four.y, value[u][2] = four.z, value[u][3] = four.w;

@@ -17,9 +17,9 @@ struct StreamPlan {
   float* factors;           // of query rows
   uint32_t* kept;           // rows of each query block that count
   int32_t* valid;           // whether a block's query is one
-  uint32_t* entries;        // of the look-up table of weights, one of each
-  float* scalars;           // what weights are multiplied by; the length of the longest query row
-  uint4* table;             // similarities of every centroid with one block of queries (residual_table.cuh), or null
+  uint32_t* entries;        // of the look-up table of weights, one of each; with similarities, for each group
+  float* units;             // what weights are multiplied by, likewise
+  uint4* table;             // similarities of every centroid with each group's queries (residual_table.cuh), or null
   int32_t groups, warps;    // of queries; for each group
   int32_t prologue_blocks;
 };

@@ -73,12 +73,21 @@ void residual_forward(const Problem& problem, const Residuals& residuals, Path p
 void approx_forward(const Problem& problem, const Approximation& approximation, float* scores, cudaStream_t stream) {
   if (problem.pairs == 0) return;
   const ApproxArgs args{problem, approximation, scores};
-  const int64_t width = problem.queries.dim, warps = kApproxThreads / 32;
+  const Segments& documents = problem.documents;
+  const int64_t width = problem.queries.dim;
   const bool wide = width % 4 == 0 && width <= 128 && multiple_of_16(approximation.centroid_scores);
-  constexpr int kPerSm = 8, kTooFew = 4;  // as many warps a pair: then some would have nothing to do
-  const bool team = wide && kTooFew * problem.pairs <= warps * kPerSm * current_device().sms;
-  const auto kernel = team ? approx_scores<4, kApproxThreads / 32> : wide ? approx_scores<4, 1> : approx_scores<1, 1>;
-  kernel<<<grid(team ? problem.pairs : ceil_div(problem.pairs, warps), kPerSm), kApproxThreads, 0, stream>>>(args);
+  // Twice as many tokens as a team reads at once: documents of fewer leave some of it idle.
+  const int64_t tokens = documents.packed() ? documents.extent / documents.count : documents.extent;
+  if (wide && tokens >= 2 * 32 * kApproxTeam) {
+    // A block each, so that whoever is done takes the next one.
+    const auto blocks = static_cast<unsigned>(std::min<int64_t>(problem.pairs, INT32_MAX));
+    approx_scores<4, kApproxTeam><<<blocks, kApproxThreads<kApproxTeam>, 0, stream>>>(args);
+  } else {
+    constexpr int kPerSm = 8;
+    const auto kernel = wide ? approx_scores<4, 1> : approx_scores<1, 1>;
+    const int64_t wanted = ceil_div(problem.pairs, kApproxThreads<1> / 32);
+    kernel<<<grid(wanted, kPerSm), kApproxThreads<1>, 0, stream>>>(args);
+  }
   check(cudaGetLastError(), "approx_scores");
 }
 

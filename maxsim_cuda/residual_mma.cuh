@@ -109,12 +109,18 @@ struct PositiveColumns {
     for (int n = 0; n < 4; ++n) best[n][0] = best[n][1] = INT32_MIN;
   }
   __device__ __forceinline__ void take(const float (&c)[16], float low_factor, float high_factor) {
+    take_some(c, low_factor, high_factor, kAbove, kAbove, true, true);
+  }
+  // Of tokens that count, with something else added: kAbove less what products of zero are.
+  __device__ __forceinline__ void take_some(const float (&c)[16], float low_factor, float high_factor, float low_above,
+                                            float high_above, bool low, bool high) {
 #pragma unroll
     for (int n = 0; n < 4; ++n)
 #pragma unroll
       for (int e = 0; e < 2; ++e)
-        best[n][e] = __vimax3_s32(best[n][e], __float_as_int(fmaf(c[4 * n + e], low_factor, kAbove)),
-                                  __float_as_int(fmaf(c[4 * n + 2 + e], high_factor, kAbove)));
+        best[n][e] =
+            __vimax3_s32(best[n][e], low ? __float_as_int(fmaf(c[4 * n + e], low_factor, low_above)) : INT32_MIN,
+                         high ? __float_as_int(fmaf(c[4 * n + 2 + e], high_factor, high_above)) : INT32_MIN);
   }
   // Over all tokens, with query row l in lane l.
   __device__ __forceinline__ float gather() const {

@@ -91,10 +91,6 @@ struct CentroidTile {
   }
 };
 
-__device__ __forceinline__ void prefetch_l2(const void* address) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-}
-
 template <class E, int kBits, bool kTable, int kBlocks>
 __global__ void __launch_bounds__(kResidualThreads) residual_prologue(const __grid_constant__ ResidualArgs args) {
 #if __CUDA_ARCH__ >= 900
@@ -104,8 +100,9 @@ __global__ void __launch_bounds__(kResidualThreads) residual_prologue(const __gr
   __shared__ PrologueShared shared;
   const Problem& problem = args.problem;
   const StreamPlan& plan = args.stream;
-  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kResidualThreads + threadIdx.x;
-  const int64_t threads = static_cast<int64_t>(gridDim.x) * kResidualThreads;
+  const int64_t number = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
+  const int64_t thread = number * kResidualThreads + threadIdx.x;
+  const int64_t threads = static_cast<int64_t>(gridDim.y) * gridDim.x * kResidualThreads;
   const int64_t last = args.index.centroid_count - 1;
   int64_t first = (static_cast<int64_t>(blockIdx.x) * kResidualWarps + threadIdx.x / 32) * 16;
   // Everything comes from memory at first: it is all asked for at once.
@@ -114,8 +111,10 @@ __global__ void __launch_bounds__(kResidualThreads) residual_prologue(const __gr
   CentroidTile<E> tile;
   if (kTable && first <= last) tile.load(static_cast<const E*>(args.index.centroids), first, last);
 
+  // Each query has a table of its own, and blocks of the prologue.
+  const int group = kTable ? blockIdx.y : 0;
   if constexpr (kTable) {
-    stage_columns<E, true>(args, 0, 1, blockIdx.x == 0, shared);
+    stage_columns<E, true>(args, group, 1, blockIdx.x == 0, shared);
   } else {
     for (int64_t block = blockIdx.x; block < static_cast<int64_t>(plan.groups) * kBlocks; block += gridDim.x)
       stage_columns<E, false>(args, block, kBlocks, true, shared);
@@ -125,21 +124,15 @@ __global__ void __launch_bounds__(kResidualThreads) residual_prologue(const __gr
     if constexpr (kTable || kBits <= 2)
       multiplier = Weight<E, kBits, true>::shared_multiplier(args.index, shared.scratch);
   }
-  if (blockIdx.x == 0) {
-    for (int byte = threadIdx.x; byte < 256; byte += kResidualThreads) {
-      uint32_t entry[Table::kWords];
-      Table::template entry_of<E>(byte, args.index, multiplier, entry);
-#pragma unroll
-      for (int word = 0; word < Table::kWords; ++word) plan.entries[byte * Table::kWords + word] = entry[word];
-    }
-  }
+  float unit = multiplier;  // of products
   if constexpr (kTable) {
     float longest = 0.f;
     for (int w = 0; w < kResidualWarps; ++w) longest = fmaxf(longest, shared.longest[w]);
-    if (thread == 0) plan.scalars[0] = multiplier, plan.scalars[1] = longest;
     const SimilarityScale scale(longest, args.index.centroid_norm, multiplier);
+    unit /= scale.up;
     const float down = 1.f / multiplier;
-    for (; first <= last; first += threads / 32 * 16) {
+    uint4* const table = plan.table + 4 * group * args.index.centroid_count;
+    for (; first <= last; first += static_cast<int64_t>(gridDim.x) * kResidualWarps * 16) {
       float sums[4][4] = {};
       tile.multiply(shared.queries, sums);
 #pragma unroll
@@ -148,17 +141,25 @@ __global__ void __launch_bounds__(kResidualThreads) residual_prologue(const __gr
 #pragma unroll
         for (int n = 0; n < 4; ++n) words[n] = scale.write(sums[n][2 * half] * down, sums[n][2 * half + 1] * down);
         const int64_t row = min(first + 8 * half + threadIdx.x % 32 / 4, last);
-        plan.table[4 * row + threadIdx.x % 4] = make_uint4(words[0], words[1], words[2], words[3]);
+        table[4 * row + threadIdx.x % 4] = make_uint4(words[0], words[1], words[2], words[3]);
       }
-      const int64_t next = first + threads / 32 * 16;
+      const int64_t next = first + static_cast<int64_t>(gridDim.x) * kResidualWarps * 16;
       if (next <= last) tile.load(static_cast<const E*>(args.index.centroids), next, last);
     }
-  } else if (thread == 0) {
-    plan.scalars[0] = multiplier, plan.scalars[1] = 0.f;
+  }
+  if (blockIdx.x == 0) {
+    uint32_t* const entries = plan.entries + group * 256 * Table::kWords;
+    for (int byte = threadIdx.x; byte < 256; byte += kResidualThreads) {
+      uint32_t entry[Table::kWords];
+      Table::template entry_of<E>(byte, args.index, unit, entry);
+#pragma unroll
+      for (int word = 0; word < Table::kWords; ++word) entries[byte * Table::kWords + word] = entry[word];
+    }
+    if (threadIdx.x == 0) plan.units[group] = unit;
   }
 
   bool out_of_order = false;
-  const StreamParts parts(problem.documents, plan.warps);
+  const StreamParts parts(problem.documents, plan.warps, kTable ? 16 : 1);
   for (int64_t i = thread; i < problem.documents.count; i += threads) {
     const Span document = span_of(problem.documents, i);
     out_of_order |= !document.valid;
@@ -175,7 +176,7 @@ __global__ void __launch_bounds__(kResidualThreads) residual_prologue(const __gr
           document.valid && span_of(problem.queries, q).valid ? problem.empty_score : __int_as_float(0x7fc00000);
   }
   const bool any = __syncthreads_or(out_of_order);
-  if (threadIdx.x == 0) plan.out_of_order[blockIdx.x] = any;
+  if (threadIdx.x == 0) plan.out_of_order[number] = any;
   for (int64_t i = thread; i < static_cast<int64_t>(plan.groups) * plan.warps; i += threads) plan.arrivals[i] = 0;
   for (int64_t i = thread; i < plan.warps; i += threads)
     if (parts.base + i * parts.rows >= parts.end) plan.first_document[i] = 0;  // nothing is left for this warp

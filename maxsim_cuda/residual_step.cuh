@@ -1,50 +1,20 @@
 // A warp's way over the tokens of a document: codes are read two steps ahead, buckets one.
 #pragma once
 
+#include "codes.cuh"
 #include "ptx/mma.cuh"
 #include "residual_tokens.cuh"
 
 namespace maxsim {
 namespace cuda {
 
-// A lane's token as it was loaded. Nothing here waits for the value: what it means is asked a step later.
-struct RawToken {
-  uint32_t low = 0, high = 0;
-
-  __device__ __forceinline__ void load(const ResidualArgs& args, int64_t row) {
-    const CodeView& codes = args.index.codes;
-    high = 0;
-    switch (codes.bytes) {
-      case 1:
-        low = codes.is_signed ? static_cast<uint32_t>(__ldg(static_cast<const int8_t*>(codes.data) + row))
-                              : __ldg(static_cast<const uint8_t*>(codes.data) + row);
-        break;
-      case 2:
-        low = codes.is_signed ? static_cast<uint32_t>(__ldg(static_cast<const int16_t*>(codes.data) + row))
-                              : __ldg(static_cast<const uint16_t*>(codes.data) + row);
-        break;
-      case 4:
-        low = __ldg(static_cast<const uint32_t*>(codes.data) + row);
-        break;
-      default: {
-        const uint2 both = __ldg(static_cast<const uint2*>(codes.data) + row);
-        low = both.x, high = both.y;
-      }
-    }
-  }
-  // Negative ones are large without their sign.
-  __device__ __forceinline__ bool known(const ResidualArgs& args) const {
-    return high == 0 && low < static_cast<uint32_t>(args.index.centroid_count);
-  }
-};
-
 // Tokens first to first + 16 kTiles - 1 of a document. Lanes 4g to 4g + 3 share token g of every group of eight.
 // kWhole: of 128 features, without a mask, everything aligned.
 template <class E, int kBits, int kTiles, bool kWhole>
 struct Step {
   static constexpr int kGroups = 2 * kTiles, kTokens = 16 * kTiles;
-  RawToken raw;                             // of this step once it is gathered, of the next one from then on
-  RawToken ahead;                           // of the step behind that
+  RawCode raw;                              // of this step once it is gathered, of the next one from then on
+  RawCode ahead;                            // of the step behind that
   uint32_t kept, unknown;                   // a bit a token: counts; names no centroid
   Packed<kBits, kWhole> packed[kGroups];    // of the next step once `add` is done
   uint32_t centroids[kGroups][kShare / 2];  // of the next step once `add` is done
@@ -61,11 +31,11 @@ struct Step {
   }
 
   __device__ __forceinline__ void load_ahead(const ResidualArgs& args, const Span& document, int first) {
-    if (first < document.length) ahead.load(args, row_of(document, first + threadIdx.x % kTokens));
+    if (first < document.length) ahead.load(args.index.codes, row_of(document, first + threadIdx.x % kTokens));
   }
 
   __device__ __forceinline__ void start(const ResidualArgs& args, const Span& document, int first, int stride) {
-    raw = RawToken{}, ahead = RawToken{};
+    raw = RawCode{}, ahead = RawCode{};
     load_ahead(args, document, first);
     raw = ahead;
     load_packed(args, document, first);
@@ -73,7 +43,9 @@ struct Step {
   }
 
   // Centroid rows of the tokens in `raw`. An unknown one takes the first row, and a NaN later.
-  __device__ __forceinline__ void gather(const ResidualArgs& args) { gather(args, raw.known(args) ? raw.low : 0); }
+  __device__ __forceinline__ void gather(const ResidualArgs& args) {
+    gather(args, raw.known(args.index.centroid_count) ? raw.low : 0);
+  }
   __device__ __forceinline__ void gather(const ResidualArgs& args, uint32_t code) {
     const int lane = threadIdx.x % 32, first = lane % 4 * kChunk8;
     const E* table = static_cast<const E*>(args.index.centroids);
@@ -104,7 +76,7 @@ struct Step {
     const bool counts =
         lane < kTokens && token < document.length && (kWhole || token_kept(args.problem.documents, document, token));
     kept = __ballot_sync(~0u, counts);
-    unknown = __ballot_sync(~0u, counts && !raw.known(args));
+    unknown = __ballot_sync(~0u, counts && !raw.known(args.index.centroid_count));
   }
 
   // Sums of centroids and weights. Features that do not exist stay zero.
@@ -175,16 +147,6 @@ struct Factors {
     for (int tile = 0; tile < kTiles; ++tile) low[tile] = high[tile] = 1.f;
     if (squared) from_squares(step);
     spoil(step.unknown);
-  }
-
-  // Of the lanes' tokens.
-  __device__ __forceinline__ void stored(float inverse) {
-    const int group = threadIdx.x % 32 / 4;
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      low[tile] = __shfl_sync(~0u, inverse, 16 * tile + group);
-      high[tile] = __shfl_sync(~0u, inverse, 16 * tile + 8 + group);
-    }
   }
 
   // A bit a token.

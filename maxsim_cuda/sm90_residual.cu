@@ -11,10 +11,13 @@ namespace maxsim {
 namespace cuda {
 namespace {
 
-// Similarities of every centroid are worth computing for one block of queries against more tokens than centroids.
+// Similarities of every centroid are worth computing for a block of queries each against more tokens than centroids. A
+// power of two brings them into their range, and the weights with them, which must remain halves.
 bool wants_table(const Problem& problem, const Residuals& r, int64_t chunks) {
-  return r.inverse_norms && r.centroid_type == DType::f16 && problem.queries.count == 1 && chunks == 1 &&
-         std::isfinite(r.centroid_norm) && problem.documents.extent >= r.centroid_count;
+  constexpr float kShortest = 1.f / 64, kLongest = 16.f;
+  return r.inverse_norms && r.centroid_type == DType::f16 && chunks == 1 &&
+         problem.queries.count <= Sm90ResidualTable::kMostQueries && r.centroid_norm >= kShortest &&
+         r.centroid_norm <= kLongest && problem.documents.extent >= std::max<int64_t>(16, r.centroid_count);
 }
 
 // Parts of the workspace, one behind another; `bytes` gets how many there are.
@@ -27,9 +30,9 @@ StreamPlan stream_plan(const Residuals& r, const StreamGrid& grid, char* workspa
   StreamPlan plan{};
   plan.groups = static_cast<int32_t>(grid.groups);
   plan.warps = static_cast<int32_t>(grid.blocks * kResidualWarps);
-  plan.prologue_blocks = static_cast<int32_t>(grid.prologue);
+  plan.prologue_blocks = static_cast<int32_t>(grid.prologue * (grid.table ? grid.groups : 1));
   const int64_t warps = grid.groups * plan.warps, blocks = grid.groups * grid.width;
-  take(plan.out_of_order, grid.prologue);
+  take(plan.out_of_order, plan.prologue_blocks);
   take(plan.first_document, plan.warps);
   take(plan.arrivals, warps);
   take(plan.partials, warps * 2 * grid.width * 32);
@@ -37,9 +40,9 @@ StreamPlan stream_plan(const Residuals& r, const StreamGrid& grid, char* workspa
   take(plan.factors, blocks * 32);
   take(plan.kept, blocks);
   take(plan.valid, blocks);
-  take(plan.entries, 256 * 4);
-  take(plan.scalars, 2);
-  take(plan.table, grid.table ? r.centroid_count * 4 : 0);
+  take(plan.entries, grid.groups * 256 * 4);
+  take(plan.units, grid.groups);
+  take(plan.table, grid.table ? grid.groups * r.centroid_count * 4 : 0);
   if (bytes) *bytes = used;
   return plan;
 }
@@ -53,19 +56,20 @@ StreamGrid sm90_residual_grid(const Problem& problem, const Residuals& r, int64_
                      !documents.mask && r.normalize && r.dim == kMaxResidualDim && r.codes.bytes > 1 &&
                      documents.count <= INT32_MAX && chunks <= kStreamBlocks;
   if (!takes) return grid;
-  static_assert(Sm90Residual<true, 1, 2>::kPerSm == Sm90Residual<false, 1, 2>::kPerSm, "one grid for both");
+  static_assert(Sm90ResidualTable::kPerSm == Sm90Residual<1, 2>::kPerSm, "one grid for both");
   grid.table = wants_table(problem, r, chunks);
-  grid.width = problem.queries.count * chunks == 1 ? 1 : kStreamBlocks;
+  grid.width = grid.table || problem.queries.count * chunks == 1 ? 1 : kStreamBlocks;
   const int64_t groups = ceil_div(problem.queries.count, grid.width / chunks);
   if (groups > 65535) return grid;
   grid.groups = groups;
   const int sms = current_device().sms;
-  const int per_sm = grid.width > 1 ? Sm90Residual<false, kStreamBlocks, 2>::kPerSm : Sm90Residual<false, 1, 2>::kPerSm;
+  const int per_sm = grid.width > 1 ? Sm90Residual<kStreamBlocks, 2>::kPerSm : Sm90Residual<1, 2>::kPerSm;
   const int64_t resident = std::max<int64_t>(1, int64_t{per_sm} * sms / groups);
   grid.blocks = std::max<int64_t>(1, std::min(resident, ceil_div(documents.extent, kLeastPart * kResidualWarps)));
   const int64_t wanted = grid.table ? ceil_div(r.centroid_count, 16 * kResidualWarps)
                                     : std::max(groups * grid.width, ceil_div(documents.count, kResidualThreads));
-  grid.prologue = std::max<int64_t>(1, std::min<int64_t>(wanted, int64_t{kProloguePerSm} * sms));
+  grid.prologue =
+      std::max<int64_t>(1, std::min<int64_t>(wanted, int64_t{kProloguePerSm} * sms / (grid.table ? groups : 1)));
   stream_plan(r, grid, nullptr, &grid.bytes);
   return grid;
 }

@@ -9,23 +9,21 @@
 #include "launch.h"
 #include "sm90_residual.cuh"
 #include "sm90_residual_select.h"
+#include "sm90_residual_table.cuh"
 
 namespace maxsim {
 namespace cuda {
 namespace {
 
-template <class E, int kBits, bool kTable, int kBlocks, int kCode>
-void launch_stream(const ResidualArgs& args, const StreamGrid& grid, cudaStream_t stream) {
-  using C = Sm90Residual<kTable, kBlocks, kBits>;
-  constexpr auto kernel = &sm90_residual<E, kBits, kTable, kBlocks, kCode>;
+template <auto* kPrologue, auto* kKernel>
+void launch_stream(const ResidualArgs& args, const StreamGrid& grid, int bytes, cudaStream_t stream) {
   static std::atomic<bool> allowed[kDevices];
   if (!allowed[current_device().index]) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kBytes),
-          "residual shared memory");
+    check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "residual shared memory");
     allowed[current_device().index] = true;
   }
-  residual_prologue<E, kBits, kTable, kBlocks>
-      <<<static_cast<unsigned>(grid.prologue), kResidualThreads, 0, stream>>>(args);
+  const dim3 before(static_cast<unsigned>(grid.prologue), static_cast<unsigned>(grid.table ? grid.groups : 1));
+  kPrologue<<<before, kResidualThreads, 0, stream>>>(args);
   check(cudaGetLastError(), "residual_prologue");
   // Its blocks are there when the prologue's last ones end.
   cudaLaunchAttribute early{};
@@ -34,31 +32,36 @@ void launch_stream(const ResidualArgs& args, const StreamGrid& grid, cudaStream_
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.groups));
   config.blockDim = dim3(kResidualThreads);
-  config.dynamicSmemBytes = C::kBytes;
+  config.dynamicSmemBytes = bytes;
   config.stream = stream;
   config.attrs = &early;
   config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, kernel, args), "sm90_residual");
+  check(cudaLaunchKernelEx(&config, kKernel, args), "sm90_residual");
 }
 
-template <class E, int kBits, bool kTable, int kBlocks>
+template <class E, int kBits, int kCode>
 void stream_code(const ResidualArgs& args, const StreamGrid& grid, cudaStream_t stream) {
-  switch (args.index.codes.bytes) {
-    case 2:
-      return launch_stream<E, kBits, kTable, kBlocks, 2>(args, grid, stream);
-    case 4:
-      return launch_stream<E, kBits, kTable, kBlocks, 4>(args, grid, stream);
-    default:
-      return launch_stream<E, kBits, kTable, kBlocks, 8>(args, grid, stream);
-  }
+  if constexpr (std::is_same<E, __half>::value)
+    if (grid.table)
+      return launch_stream<&residual_prologue<E, kBits, true, 1>, &sm90_residual_table<kBits, kCode>>(
+          args, grid, Sm90ResidualTable::kBytes, stream);
+  if (grid.width == 1)
+    return launch_stream<&residual_prologue<E, kBits, false, 1>, &sm90_residual<E, kBits, 1, kCode>>(
+        args, grid, Sm90Residual<1, kBits>::kBytes, stream);
+  launch_stream<&residual_prologue<E, kBits, false, kStreamBlocks>, &sm90_residual<E, kBits, kStreamBlocks, kCode>>(
+      args, grid, Sm90Residual<kStreamBlocks, kBits>::kBytes, stream);
 }
 
 template <class E, int kBits>
 void stream_bits(const ResidualArgs& args, const StreamGrid& grid, cudaStream_t stream) {
-  if constexpr (std::is_same<E, __half>::value)
-    if (grid.table) return stream_code<E, kBits, true, 1>(args, grid, stream);
-  if (grid.width == 1) return stream_code<E, kBits, false, 1>(args, grid, stream);
-  stream_code<E, kBits, false, kStreamBlocks>(args, grid, stream);
+  switch (args.index.codes.bytes) {
+    case 2:
+      return stream_code<E, kBits, 2>(args, grid, stream);
+    case 4:
+      return stream_code<E, kBits, 4>(args, grid, stream);
+    default:
+      return stream_code<E, kBits, 8>(args, grid, stream);
+  }
 }
 
 template <class E>

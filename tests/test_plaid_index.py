@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path as FilePath
 from types import ModuleType
 
@@ -170,6 +171,45 @@ def test_scores_by_id_are_those_of_all_documents(maxsim: ModuleType, path: Path,
             prepared.score_ids(index.queries, ids[:2])
         with pytest.raises(ValueError, match=r"Q must be \[Nq, Lq, d\]"):
             prepared.score_ids(index.queries[0], ids)
+
+
+@pytest.mark.parametrize("nbits", [1, 2, 4, 8])
+def test_prepared_documents_begin_anywhere(maxsim: ModuleType, path: Path, nbits: int) -> None:
+    """More tokens than centroids, and documents that begin and end at every row of 16, or are many in one."""
+    lengths = (0, 1, 2, 0, 700, 3, 16, 15, 17, 0, 5, 4, 1, 1, 1, 129, 31, 33, 47, 0)
+    for queries in ((1, 32), (3, 7)):
+        index = Index.random(nbits, 128, torch.float16, path.device, queries, lengths, seed=queries[1])
+        prepared = maxsim.plaid.prepare_index(*index.packed)
+        assert_close(prepared.score(index.queries, empty_score=-3.0), index, True, 2e-4, empty_score=-3.0)
+
+
+def test_prepared_documents_whose_centroids_or_weights_are_of_any_length(maxsim: ModuleType, path: Path) -> None:
+    for centroids, weights in ((1.0, 10.0), (100.0, 1.0), (1e-3, 1.0), (3.0, 0.01), (0.02, 0.02)):
+        index = Index.random(2, 128, torch.float16, path.device, (1, 32), (300, 41, 7))
+        index.centroids.mul_(centroids)
+        index.weights.mul_(weights)
+        assert_close(maxsim.plaid.prepare_index(*index.packed).score(index.queries), index, True, 2e-4)
+
+
+def test_a_prepared_index_that_was_spoiled(maxsim: ModuleType, path: Path) -> None:
+    index = Index.random(2, 128, torch.float16, path.device, (2, 32), (90, 20, 70, 33))
+    prepared = maxsim.plaid.prepare_index(*index.packed)
+    scores = prepared.score(index.queries)
+    nan = index.queries.clone()
+    nan[1, 3, 5] = torch.nan
+    spoiled = prepared.score(nan)
+    assert spoiled[1].isnan().all() and torch.equal(spoiled[0], scores[0])
+    if path.device == "cpu":  # where the op checks codes and offsets
+        return
+    for code in (-1, 40, 2**15 - 1):
+        codes = prepared.codes.clone()
+        codes[95] = code
+        spoiled = replace(prepared, codes=codes).score(index.queries)
+        assert spoiled[:, 1].isnan().all() and torch.equal(spoiled[:, [0, 2, 3]], scores[:, [0, 2, 3]])
+    for place, row in ((1, 200), (4, 1 << 30), (2, -7), (0, 100)):
+        offsets = prepared.offsets.clone()
+        offsets[place] = row
+        assert replace(prepared, offsets=offsets).score(index.queries).isnan().any(1).all()
 
 
 def fixture(tmp_path: FilePath) -> FilePath:

@@ -40,6 +40,13 @@ __device__ __forceinline__ void wgmma_settled(int32_t (&c)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(c[i])::"memory");
 }
 
+// Operands in registers, which stay there until here: products read them while they wait.
+template <int kCount>
+__device__ __forceinline__ void wgmma_read(uint32_t (&rows)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(rows[i]));
+}
+
 template <class T, int N>
 struct Wgmma;
 

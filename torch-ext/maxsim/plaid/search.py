@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..ranking import Ranking
 from . import documents
 from .scoring import approximate
 
@@ -22,23 +23,42 @@ def search(index: Index, queries: Tensor, top_k: int, n_full_scores: int, n_ivf_
     width = min(top_k, kept)
     if batch == 0 or count == 0 or queries.shape[1] == 0:
         return queries.new_zeros(batch, 0, dtype=torch.float32), queries.new_zeros(batch, 0, dtype=torch.int64)
-    by_centroid = (index.centroids.float() @ queries.float().transpose(1, 2)).contiguous()  # [Nq, C, Lq]
-    coarse = approximate(
-        by_centroid, index.codes, index.offsets, None, probed=_probed(by_centroid, queries, n_ivf_probe)
-    )
-    best, chosen = coarse.topk(kept, sorted=False)
-    rows = torch.arange(batch, device=queries.device).repeat_interleave(kept)
-    exact, _ = documents.score(queries, index.stored(), False, True, float("-inf"), pairs=(rows, chosen.flatten()))
+    queries = queries.detach()
+    by_token, by_centroid = _centroid_scores(index.centroids, queries)
+    coarse = approximate(by_centroid, index.codes, index.offsets, None, probed=_probed(by_token, queries, n_ivf_probe))
+    best, chosen = _best(coarse, kept)
+    rows = torch.arange(batch, device=queries.device)[:, None].expand(batch, kept).reshape(-1)
+    exact, _ = documents.score(queries, index.stored(), False, True, float("-inf"), pairs=(rows, chosen.reshape(-1)))
     exact = exact.view(batch, kept).masked_fill(best == float("-inf"), float("-inf"))
-    scores, places = exact.topk(width)
+    scores, places = _best(exact, width)
     ids = chosen.gather(1, places)
     return scores, ids.masked_fill(scores == float("-inf"), -1)
 
 
-def _probed(by_centroid: Tensor, queries: Tensor, n_ivf_probe: int) -> Tensor:
+def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As ``scores.topk(k)``, where among equals the first comes first."""
+    ranking = Ranking(k)
+    ranking.add(scores, 0)
+    return ranking.result()
+
+
+def _centroid_scores(centroids: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 products of query tokens and centroids, ``[Nq, Lq, C]`` and ``[Nq, C, Lq]``."""
+    options = {}
+    if queries.is_cuda and queries.dtype == centroids.dtype and queries.dtype != torch.float32:
+        options["out_dtype"] = torch.float32  # as the tensor cores sum up
+    else:
+        queries, centroids = queries.float(), centroids.float()
+    by_token = torch.mm(queries.flatten(0, 1), centroids.t(), **options).unflatten(0, queries.shape[:2])
+    every = centroids.expand(queries.shape[0], -1, -1)
+    return by_token, torch.bmm(every, queries.transpose(1, 2), **options)
+
+
+def _probed(by_token: Tensor, queries: Tensor, n_ivf_probe: int) -> Tensor:
     """Which centroids ``[Nq, C]`` are among the best of a query token that is not padding."""
-    batch, centroids, _ = by_centroid.shape
-    best = by_centroid.topk(min(n_ivf_probe, centroids), dim=1, sorted=False).indices
-    real = (queries != 0).any(-1)[:, None].expand_as(best)
-    probed = torch.zeros(batch, centroids, dtype=torch.int8, device=by_centroid.device)
-    return probed.scatter_reduce_(1, best.flatten(1), real.flatten(1).to(torch.int8), "amax").bool()
+    batch, _, centroids = by_token.shape
+    _, best = _best(by_token.flatten(0, 1), min(n_ivf_probe, centroids))
+    # Those of padding are written behind the others' end.
+    best = torch.where((queries != 0).any(-1).flatten()[:, None], best, centroids).view(batch, -1)
+    probed = torch.zeros(batch, centroids + 1, dtype=torch.bool, device=by_token.device)
+    return probed.scatter_(1, best, True)[:, :-1]
