@@ -73,13 +73,15 @@ BoundHidden bind_hidden(const Tensor& hidden, const Tensor& weight, const MaybeT
   return bound;
 }
 
-// Projects a part of the documents at a time, half of them at most and of no more than `part_bytes` unless one document
-// alone has more, and scores it by the kernels for projected ones.
+// Projects a part of the documents at a time, of no more than `part_bytes` unless one document alone has more, and
+// scores it by the kernels for projected ones. Half of the documents at most, but for a training step: its way back
+// will hold as much, and every part is launches.
 void score_parts(const cuda::Hidden& hidden, const Tensor& queries, const cuda::HiddenMask& mask, int64_t part_bytes,
                  Tensor& scores, Tensor* argmax, cudaStream_t stream) {
   const int64_t count = queries.size(0), width = argmax ? queries.size(1) : 0;
   const int64_t fitting = part_bytes / (hidden.length * hidden.dim * element_size(hidden.dtype));
-  const int64_t per_part = std::max<int64_t>(1, std::min((hidden.documents + 1) / 2, fitting));
+  const int64_t most = argmax ? hidden.documents : (hidden.documents + 1) / 2;
+  const int64_t per_part = std::max<int64_t>(1, std::min(most, fitting));
   const int64_t shape[3] = {per_part, hidden.length, hidden.dim};
   const Tensor projected = new_tensor(
       queries, shape, 3, hidden.dtype == DType::f16 ? aoti_torch_dtype_float16() : aoti_torch_dtype_bfloat16());

@@ -22,7 +22,12 @@ class Packed(NamedTuple):
 def pack(pieces: Sequence[Tensor], lengths: Sequence[int], device: str | torch.device) -> Packed:
     """Matrices of ``lengths`` rows that ``pieces`` are the rows of, on ``device``."""
     offsets = torch.tensor([0, *accumulate(lengths)])
-    return Packed(torch.cat(list(pieces)).to(device), offsets.to(device), max(lengths))
+    return Packed(sent(torch.cat(list(pieces)), device), sent(offsets, device), max(lengths))
+
+
+def sent(tensor: Tensor, device: str | torch.device) -> Tensor:
+    """``tensor``, whose memory is not pinned, on ``device``: CUDA has read such memory when the copy returns."""
+    return tensor.to(device, non_blocking=torch.device(device).type == "cuda")
 
 
 def zero_ended(documents: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:

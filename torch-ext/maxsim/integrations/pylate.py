@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..scoring import maxsim, maxsim_pairs, score_pairs_packed
-from .lists import pack, zero_ended
+from .lists import pack, sent, zero_ended
 from .patching import Patch, Target, ours, serves
 
 _FEATURES = 1 << 26  # of documents that are laid end to end for one launch
@@ -146,7 +146,7 @@ def _score_own(queries: list[Tensor], documents: list[list[Tensor]], device: str
             last += 1
         part = queries[first:last]
         Q, D = pack(part, [query.shape[0] for query in part], device), pack(pieces, lengths, device)
-        ids = torch.tensor([owners, range(len(owners))]).to(device)
+        ids = sent(torch.tensor([owners, range(len(owners))]), device)
         scores = score_pairs_packed(Q.tokens, Q.offsets, D.tokens, D.offsets, *ids, max_q_len=Q.longest)
         yield from scores.cpu().split([len(own) for own in documents[first:last]])
         first = last
