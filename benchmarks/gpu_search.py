@@ -1,15 +1,22 @@
-"""Search over an index of 100 000 documents, beside fast_plaid.search on the same GPU: python gpu_search.py DIRECTORY.
-Needs fast-plaid 1.7 and the torch that it is built for; the index is written to DIRECTORY by it, and read by both."""
+"""Search over an index of 100 000 documents, beside fast_plaid.search on the same GPU:
+`python benchmarks/gpu_search.py DIRECTORY --output FILE`.
+
+Needs fast-plaid 1.7 and the torch that it is built for; the index is written to DIRECTORY by it, and read by both. A
+row has the milliseconds until results are on the host, and the share of the exact best ten that was found. One query of
+ours is timed as the replay of a CUDA graph too."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
+from gpu import describe_machine
 from peers import load_kernel
+from results import Results
 from torch import Tensor
 
 DOCUMENTS, DIM, TOPICS, QUERIES = 100_000, 128, 4000, 64
@@ -53,6 +60,7 @@ def recall(found: list[list[int]], exact: list[list[int]]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", help="where fast-plaid writes the index")
+    parser.add_argument("--output", type=Path, help="write the results there")
     options = parser.parse_args()
     from fast_plaid.search import FastPlaid
 
@@ -69,14 +77,16 @@ def main() -> None:
     def our_search(part: Tensor) -> list[list[int]]:
         return index.search(part, **OPTIONS)[1].tolist()
 
-    for name, search, mine in (("fast_plaid", their_search, queries), ("ours", our_search, on_gpu)):
-        row = {
-            "impl": name,
-            "one_query_ms": wall_ms(lambda search=search, mine=mine: search(mine[:1])),
-            f"{QUERIES}_queries_ms": wall_ms(lambda search=search, mine=mine: search(mine), 5),
-            "recall@10": recall(search(mine), exact),
-        }
-        print(json.dumps(row), flush=True)
+    results = Results(describe_machine(load_kernel()) | {"fast-plaid": version("fast-plaid")}, options.output)
+    for impl, search, mine in (("fast-plaid", their_search, queries), ("ours", our_search, on_gpu)):
+        for count, repeats in ((1, 20), (QUERIES, 5)):
+            ms = wall_ms(lambda search=search, part=mine[:count]: search(part), repeats)
+            row = {"kind": "search", "name": f"{count}x{DOCUMENTS}", "impl": impl, "ms": ms}
+            results.add(row | {"recall@10": recall(search(mine[:count]), exact[:count])})
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        index.search(on_gpu[:1], **OPTIONS)
+    results.add({"kind": "search", "name": f"1x{DOCUMENTS}", "impl": "ours, graph", "ms": wall_ms(graph.replay)})
 
 
 if __name__ == "__main__":

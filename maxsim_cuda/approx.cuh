@@ -20,6 +20,9 @@ struct ApproxArgs {
   Problem problem;  // queries [Nq, C, Lq]
   Approximation a;
   float* scores;
+  // Or of each query's candidates alone, [Nq, documents] of which `counts` are filled in.
+  const int32_t* candidates = nullptr;
+  const int32_t* counts = nullptr;
 };
 
 // The codes of 32 tokens, one a lane. Behind the end is the last token again, which changes no maximum.
@@ -53,7 +56,8 @@ __device__ __forceinline__ bool any_probed(const ApproxArgs& args, const Span& d
 
 // kTeam warps a pair: one, or all of a block where documents are long. A lane takes kWide neighbouring query tokens of
 // a row, and 32 * kWide / width rows are read at once.
-template <int kWide, int kTeam>
+// kListed: of candidates, a row of blocks for each query.
+template <int kWide, int kTeam, bool kListed = false>
 __global__ void __launch_bounds__(kApproxThreads<kTeam>, kApproxPerSm * 128 / kApproxThreads<kTeam>)
     approx_scores(const __grid_constant__ ApproxArgs args) {
   static_assert(kTeam == 1 || kWide == 4, "one pass over the query tokens");
@@ -65,15 +69,18 @@ __global__ void __launch_bounds__(kApproxThreads<kTeam>, kApproxPerSm * 128 / kA
   const int lanes = kWide == 1 ? 32 : (width + kWide - 1) / kWide;  // that share a row
   const int rows = kWide == 1 ? 1 : 32 / lanes;                     // at once
   const int row = kWide == 1 ? 0 : lane / lanes, part = kWide == 1 ? lane : lane % lanes;
-  for (int64_t pair = blockIdx.x + static_cast<int64_t>(kTeam > 1 ? 0 : warp) * gridDim.x; pair < problem.pairs;
-       pair += static_cast<int64_t>(gridDim.x) * kTeams) {
-    const PairIds ids = pair_ids(problem, pair);
+  const int64_t listed = static_cast<int64_t>(blockIdx.y) * problem.documents.count;
+  const int64_t items = kListed ? args.counts[blockIdx.y] : problem.pairs;
+  for (int64_t item = blockIdx.x + static_cast<int64_t>(kTeam > 1 ? 0 : warp) * gridDim.x; item < items;
+       item += static_cast<int64_t>(gridDim.x) * kTeams) {
+    const PairIds ids = kListed ? PairIds{blockIdx.y, args.candidates[listed + item]} : pair_ids(problem, item);
+    const int64_t pair = kListed ? listed + ids.document : item;
     Span document = span_of(problem.documents, ids.document);
     const bool valid = document.valid && ids.query >= 0 && ids.query < problem.queries.count;
     if (!valid) document.length = 0;
     const int length = document.length;
     const float* table = args.a.centroid_scores + (valid ? ids.query : 0) * args.a.centroid_count * width;
-    if (args.a.probed && !any_probed(args, document, valid ? ids.query : 0)) {
+    if (!kListed && args.a.probed && !any_probed(args, document, valid ? ids.query : 0)) {
       if (rank == 0 && lane == 0) args.scores[pair] = valid ? -INFINITY : __int_as_float(0x7fc00000);
       continue;
     }

@@ -148,10 +148,11 @@ __global__ void __launch_bounds__(kResidualThreads) residual_prologue(const __gr
     }
   }
   if (blockIdx.x == 0) {
+    const auto* best = Table::template products<E>(args.index);
     uint32_t* const entries = plan.entries + group * 256 * Table::kWords;
     for (int byte = threadIdx.x; byte < 256; byte += kResidualThreads) {
       uint32_t entry[Table::kWords];
-      Table::template entry_of<E>(byte, args.index, unit, entry);
+      Table::template entry_of<E>(byte, args.index, unit, best, entry);
 #pragma unroll
       for (int word = 0; word < Table::kWords; ++word) entries[byte * Table::kWords + word] = entry[word];
     }

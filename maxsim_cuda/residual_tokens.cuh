@@ -17,15 +17,28 @@ struct Weight {
   static __device__ __forceinline__ float candidate(int i) { return 1.f + static_cast<float>(i) * (1.f / 128); }
   static __device__ __forceinline__ float rounded(float x) { return Pair<E>::unpack(Pair<E>::pack(x, 0.f)).x; }
 
-  // Of the candidates, for one weight.
-  static __device__ __forceinline__ Weight best(float weight) {
-    Weight out{rounded(weight), 1.f};
-    float error = fabsf(out.value - weight);
-    for (int i = 1; i < 128 && error > 0.f; ++i) {
-      const float value = rounded(weight / candidate(i)), off = fabsf(fmaf(value, candidate(i), -weight));
-      if (off < error) error = off, out = {value, candidate(i)};
+  // Of the candidates for each weight the one that loses least, by the whole block of threads: as many share a weight
+  // as there are for it. Among equals the first.
+  static __device__ __forceinline__ void best_of_all(const Residuals& index, Weight* best) {
+    constexpr int kWeights = 1 << kBits, kSharing = kWeights < kResidualThreads ? kResidualThreads / kWeights : 1;
+    static_assert(kSharing <= 32, "within a warp");
+    for (int w = threadIdx.x / kSharing; w < kWeights; w += kResidualThreads / kSharing) {
+      const float weight = load_element(index.weights, index.weight_type, w);
+      int least = threadIdx.x % kSharing;
+      float error = INFINITY;
+      for (int i = least; i < 128; i += kSharing) {
+        const float off = fabsf(fmaf(rounded(weight / candidate(i)), candidate(i), -weight));
+        if (off < error) error = off, least = i;
+      }
+#pragma unroll
+      for (int step = 1; step < kSharing; step *= 2) {
+        const float other = __shfl_xor_sync(~0u, error, step);
+        const int there = __shfl_xor_sync(~0u, least, step);
+        if (other < error || (other == error && there < least)) error = other, least = there;
+      }
+      best[w] = {rounded(weight / candidate(least)), candidate(least)};
     }
-    return out;
+    __syncthreads();
   }
 
   // For all of them, by the whole block of threads, of which each tries one.
@@ -58,10 +71,10 @@ struct Lookup {
 
   static constexpr int kWords = kEntry / 4;
 
-  // What a byte stands for; `shared` is the multiplier of all weights, where they share one.
+  // What a byte stands for; `shared` is the multiplier of all weights where they share one, `best` the products else.
   template <class E>
   static __device__ __forceinline__ void entry_of(int byte, const Residuals& index, float shared,
-                                                  uint32_t (&entry)[kWords]) {
+                                                  const Weight<E, kBits, kShared>* best, uint32_t (&entry)[kWords]) {
     using W = Weight<E, kBits, kShared>;
     if constexpr (kShared) {
 #pragma unroll
@@ -75,15 +88,27 @@ struct Lookup {
         entry[word] = Pair<E>::pack(values[0], values[1]);
       }
     } else {
-      const auto weight = [&](int bucket) { return W::best(load_element(index.weights, index.weight_type, bucket)); };
       if constexpr (kBits == 8) {
-        const W one = weight(byte);
+        const W one = best[byte];
         entry[0] = Pair<E>::pack(one.value, one.multiplier);
       } else {
-        const W low = weight(byte & 15), high = weight(byte >> 4);
+        const W low = best[byte & 15], high = best[byte >> 4];
         entry[0] = Pair<E>::pack(low.value, high.value);
         entry[1] = Pair<E>::pack(low.multiplier, high.multiplier);
       }
+    }
+  }
+
+  // By the whole block of threads, null where weights share a multiplier.
+  template <class E>
+  static __device__ __forceinline__ const Weight<E, kBits, kShared>* products(const Residuals& index) {
+    if constexpr (kShared) {
+      return nullptr;
+    } else {
+      __shared__ alignas(8) unsigned char memory[sizeof(Weight<E, kBits, kShared>) << kBits];
+      auto* best = reinterpret_cast<Weight<E, kBits, kShared>*>(memory);
+      Weight<E, kBits, kShared>::best_of_all(index, best);
+      return best;
     }
   }
 
@@ -93,9 +118,10 @@ struct Lookup {
     float shared = 1.f;
     if constexpr (kShared)
       shared = Weight<E, kBits, kShared>::shared_multiplier(index, reinterpret_cast<uint64_t*>(table));
+    const auto* best = products<E>(index);
     for (int byte = threadIdx.x; byte < 256; byte += blockDim.x) {
       uint32_t entry[kWords];
-      entry_of<E>(byte, index, shared, entry);
+      entry_of<E>(byte, index, shared, best, entry);
       fill_row(reinterpret_cast<uint32_t*>(table), byte, entry);
     }
     return shared;

@@ -185,6 +185,9 @@ def searching() -> None:
     Q, D = tensors((3, 8), (9000, 4), 16, [torch.bfloat16] * 2)
     for k, largest in itertools.product((1, 10, 100, 2500), (True, False)):
         maxsim.retrieve(Q, D, k, chunk=4100, largest=largest)
+    for nbits, width in ((2, 32), (4, 7)):
+        index = Index.random(nbits, 128, torch.float16, DEVICE, (2, width), tuple(range(60)))
+        maxsim.plaid.prepare_index(*index.packed).search(index.queries, 5, n_full_scores=80, n_ivf_probe=3)
     for k in (100, 2048):  # so many scores that what slices keep is sliced again
         ranking = sys.modules[f"{maxsim.__name__}.ranking"]
         best = ranking.Ranking(k)

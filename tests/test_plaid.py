@@ -379,6 +379,11 @@ def test_opcheck(maxsim: ModuleType) -> None:
             )
         table = torch.randn(2, 40, 5, device=device)
         torch.library.opcheck(ops.approx_forward.default, (table, codes, None, lengths, None))
+        if device == "cuda":
+            stored = maxsim.plaid.prepare_index(*index.packed).stored()
+            similarities = index.queries @ index.centroids.t()
+            arguments = (similarities, similarities.transpose(1, 2).contiguous(), index.queries, *stored[:3])
+            torch.library.opcheck(ops.search_forward.default, (*arguments, *stored[4:], 0, 3, 4, 2))
 
 
 @pytest.mark.parametrize("grad", [False, True])

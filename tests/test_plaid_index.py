@@ -129,6 +129,24 @@ def test_a_search_that_probes_everything_is_exact(maxsim: ModuleType, path: Path
     torch.testing.assert_close(exhaustive.gather(1, ids), best, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_one_op_searches_as_a_row_of_ops_does(maxsim: ModuleType, path: Path, dtype: torch.dtype) -> None:
+    """Documents of any length, some of them empty, and more of them than one block ranks; padding in a query."""
+    if path.device == "cpu":
+        pytest.skip("the row of ops is what runs here")
+    torch.manual_seed(3)
+    lengths = tuple(torch.randint(0, 40, (6000,)).tolist())
+    for dim, tokens, nbits in ((128, 32, 4), (40, 7, 2)):
+        index = Index.random(nbits, dim, dtype, path.device, (3, tokens), lengths, centroids=500)
+        index.queries[1, tokens // 2 :] = 0
+        prepared = maxsim.plaid.prepare_index(*index.packed)
+        options = {"top_k": 9, "n_full_scores": 400, "n_ivf_probe": 2}
+        scores, ids = prepared.search(index.queries, **options)
+        expected, theirs = prepared.to("cpu").search(index.queries.cpu(), **options)
+        torch.testing.assert_close(scores.cpu(), expected, rtol=4e-3, atol=4e-3)
+        assert (ids.cpu() == theirs).float().mean() > 0.9  # neighbours may change places
+
+
 def test_search_returns_what_there_is(maxsim: ModuleType, path: Path) -> None:
     index = maxsim.plaid.load_index(FIXTURES / FAST_PLAID[0], path.device)
     query = torch.nn.functional.normalize(torch.randn(4, 32, device=path.device), dim=-1)

@@ -197,4 +197,8 @@ MAXSIM_FRAGMENT(TORCH_EXTENSION_NAME, ops) {
   ops.def(
       "approx_forward(Tensor centroid_scores, Tensor codes, Tensor? document_offsets, Tensor? document_lengths, "
       "Tensor? probed) -> Tensor");
+  ops.def(
+      "search_forward(Tensor by_token, Tensor by_centroid, Tensor queries, Tensor codes, Tensor residuals, "
+      "Tensor document_offsets, Tensor centroids, Tensor bucket_weights, Tensor inverse_norms, float centroid_norm, "
+      "int nbits, int path, int probes, int kept, int top_k) -> (Tensor, Tensor)");
 }

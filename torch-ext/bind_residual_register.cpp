@@ -33,5 +33,6 @@ MAXSIM_IMPLEMENTATION(TORCH_EXTENSION_NAME, CPU, ops) {
 MAXSIM_IMPLEMENTATION(TORCH_EXTENSION_NAME, CUDA, ops) {
   ops.impl("residual_forward", TORCH_BOX(&maxsim::residual_forward_cuda));
   ops.impl("approx_forward", TORCH_BOX(&maxsim::approx_forward_cuda));
+  ops.impl("search_forward", TORCH_BOX(&maxsim::search_forward_cuda));
 }
 #endif

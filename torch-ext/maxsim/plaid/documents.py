@@ -15,6 +15,7 @@ from . import gradient
 
 residual_forward = ops.residual_forward.default
 approx_forward = ops.approx_forward.default
+search_forward = ops.search_forward.default
 
 NBITS = (1, 2, 4, 8)
 CODE_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64)

@@ -43,3 +43,9 @@ def _approx_forward(
     return centroid_scores.new_empty(
         (centroid_scores.shape[0], _documents(codes, document_offsets)), dtype=torch.float32
     )
+
+
+@torch.library.register_fake(add_op_namespace_prefix("search_forward"))
+def _search_forward(by_token: Tensor, *rest: Tensor | float | int) -> tuple[Tensor, Tensor]:
+    shape = (by_token.shape[0], rest[-1])
+    return by_token.new_empty(shape), by_token.new_empty(shape, dtype=torch.int64)

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .. import paths
 from ..ranking import Ranking
 from . import documents
 from .scoring import approximate
 
 if TYPE_CHECKING:
     from .index import Index
+
+# Devices with an op for everything behind the centroids' similarities, and what it has room for.
+_SEARCH_DEVICES = documents.devices_of("search_forward")
+_MOST_CENTROIDS, _MOST_RANKED, _MOST_QUERIES = 8 * (48 << 10), 2048, 65535
 
 
 def search(index: Index, queries: Tensor, top_k: int, n_full_scores: int, n_ivf_probe: int) -> tuple[Tensor, Tensor]:
@@ -25,7 +30,29 @@ def search(index: Index, queries: Tensor, top_k: int, n_full_scores: int, n_ivf_
         return queries.new_zeros(batch, 0, dtype=torch.float32), queries.new_zeros(batch, 0, dtype=torch.int64)
     queries = queries.detach()
     by_token, by_centroid = _centroid_scores(index.centroids, queries)
-    coarse = approximate(by_centroid, index.codes, index.offsets, None, probed=_probed(by_token, queries, n_ivf_probe))
+    probes = min(n_ivf_probe, by_centroid.shape[1])
+    one_op = queries.device.type in _SEARCH_DEVICES and by_centroid.shape[1] <= _MOST_CENTROIDS
+    if one_op and max(probes, kept) <= _MOST_RANKED and batch <= _MOST_QUERIES:
+        stored = index.stored()
+        return documents.search_forward(
+            by_token,
+            by_centroid,
+            queries,
+            stored.codes,
+            stored.residuals,
+            stored.offsets,
+            stored.centroids,
+            stored.bucket_weights,
+            stored.inverse_norms,
+            stored.centroid_norm,
+            stored.nbits,
+            paths.forced,
+            probes,
+            kept,
+            width,
+        )
+    probed = _probed(by_token, queries, probes)
+    coarse = approximate(by_centroid, index.codes, index.offsets, None, probed=probed)
     best, chosen = _best(coarse, kept)
     rows = torch.arange(batch, device=queries.device)[:, None].expand(batch, kept).reshape(-1)
     exact, _ = documents.score(queries, index.stored(), False, True, float("-inf"), pairs=(rows, chosen.reshape(-1)))
@@ -54,10 +81,10 @@ def _centroid_scores(centroids: Tensor, queries: Tensor) -> tuple[Tensor, Tensor
     return by_token, torch.bmm(every, queries.transpose(1, 2), **options)
 
 
-def _probed(by_token: Tensor, queries: Tensor, n_ivf_probe: int) -> Tensor:
+def _probed(by_token: Tensor, queries: Tensor, probes: int) -> Tensor:
     """Which centroids ``[Nq, C]`` are among the best of a query token that is not padding."""
     batch, _, centroids = by_token.shape
-    _, best = _best(by_token.flatten(0, 1), min(n_ivf_probe, centroids))
+    _, best = _best(by_token.flatten(0, 1), probes)
     # Those of padding are written behind the others' end.
     best = torch.where((queries != 0).any(-1).flatten()[:, None], best, centroids).view(batch, -1)
     probed = torch.zeros(batch, centroids + 1, dtype=torch.bool, device=by_token.device)
