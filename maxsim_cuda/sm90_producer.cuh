@@ -81,6 +81,7 @@ template <class C, class T, Columns kColumns>
 struct Sm90Producer : Sm90Feed<C, T, kColumns> {
   using Sm90Feed<C, T, kColumns>::Sm90Feed;
   using Bits = std::conditional_t<kStored<T>, uint8_t, uint16_t>;
+  static constexpr int kAtomChunks = C::kAtomBytes / 16;
 
   __device__ __forceinline__ int loader() const {
     return this->lane + (this->warp == kProducerWarp ? 0 : (this->warp - kFinisherWarp) * 32);
@@ -132,7 +133,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
 
   __device__ __forceinline__ void copy_queries_by_hand(const BlockInfo& info) {
     const Segments& side = this->args.problem.queries;
-    const int buffer = this->buffer.at, chunks = this->atoms(side) * 8;
+    const int buffer = this->buffer.at, chunks = this->atoms(side) * kAtomChunks;
     char* to = this->query_buffer();
     if (this->warp == kProducerWarp && this->lane < C::kBlocks) this->shared.blocks[buffer][this->lane] = info;
     for (int b = 0; b < C::kBlocks; ++b) {
@@ -140,7 +141,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
       const uint32_t kept = __shfl_sync(~0u, info.kept, b);
       for (int i = loader(); kept && i < kBlockTokens * chunks; i += kLoaderThreads) {
         const int token = i / chunks, chunk = i % chunks, row = block_row<C>(b, token);
-        copy(to + row / 64 * 64 * C::kAtoms * 128 + swizzled(64, row % 64, chunk), side,
+        copy(to + row / 64 * 64 * C::kRowBytes + swizzled<C::kAtomBytes>(64, row % 64, chunk), side,
              begin + token * side.token_stride, chunk, kept >> token & 1);
       }
     }
@@ -148,7 +149,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     if constexpr (kColumns == Columns::norms) {
       sync_loaders();
       for (int row = loader(); row < C::kRows; row += kLoaderThreads)
-        this->shared.row_scale[buffer][row] = inverse_norm_of<C, T>(to + row / 64 * 64 * C::kAtoms * 128, 64, row % 64);
+        this->shared.row_scale[buffer][row] = inverse_norm_of<C, T>(to + row / 64 * 64 * C::kRowBytes, 64, row % 64);
     }
     if constexpr (kStored<T> || C::kSplit) {
       if (this->warp == kProducerWarp) this->fetch_row_factors(info);
@@ -208,7 +209,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     for (int column = count + this->lane; column < C::N; column += 32) tokens[column] = last;
     this->publish(flags | StageInfo::kFull | StageInfo::kAnyToken | StageInfo::kListed, 0, 0, unit.target, 0);
     __syncwarp();
-    const int chunks = this->atoms(side) * 8, chunk = this->lane % chunks, step = 32 / chunks;
+    const int chunks = this->atoms(side) * kAtomChunks, chunk = this->lane % chunks, step = 32 / chunks;
     const int64_t size = element_size(side.dtype), stride = side.token_stride * size;
     const int bytes = max(0, min(16, static_cast<int>(row_elements(side) * size) - chunk * 16));
     const char* rows = static_cast<const char*>(side.data) + unit.document.begin * size + chunk * 16;
@@ -222,7 +223,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
 #pragma unroll
       for (int i = 0; i < kTogether; ++i)
         if (const int column = from + i * step; column < C::N)
-          ptx::copy_16(tile + swizzled(C::N, column, chunk), row[i], bytes);
+          ptx::copy_16(tile + swizzled<C::kAtomBytes>(C::N, column, chunk), row[i], bytes);
     }
     this->fetch_tile_factors([&](int column) { return map_row(unit, side) + tokens[column]; }, C::N, unit.inner,
                              unit.outer);
@@ -254,11 +255,11 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     const Segments& side = this->args.problem.documents;
     char* tile = this->tile();
     flags |= keep_columns(unit.document, first, rows);
-    const int chunks = this->atoms(side) * 8;
+    const int chunks = this->atoms(side) * kAtomChunks;
     for (int i = loader(); i < C::N * chunks; i += kLoaderThreads) {
       const int row = i / chunks, chunk = i % chunks;
-      copy(tile + swizzled(C::N, row, chunk), side, unit.document.begin + (first + row) * side.token_stride, chunk,
-           row < rows);
+      copy(tile + swizzled<C::kAtomBytes>(C::N, row, chunk), side,
+           unit.document.begin + (first + row) * side.token_stride, chunk, row < rows);
     }
     ptx::fence_async_proxy();
     if (kColumns == Columns::given || this->splits_stored())
