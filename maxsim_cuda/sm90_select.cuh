@@ -85,31 +85,37 @@ bool comes_in_one_piece(const Segments& side) {
          (side.packed() || (stride.outer % 16 == 0 && stride.inner % 16 == 0));
 }
 
+// For up to two blocks of query rows.
+template <int kAtoms, class T, bool kArgmax, Columns kColumns>
+void launch_lean(const ForwardArgs& args, cudaStream_t stream) {
+  const Segments& documents = args.problem.documents;
+  if constexpr (kStored<T> && kColumns == Columns::plain)
+    if (comes_in_one_piece(documents)) return launch<Sm90Spread, T, kArgmax, kColumns>(args, stream);
+  if constexpr (kStored<T>)
+    if (documents.dim <= 64) return launch<Sm90Narrow<T>, T, kArgmax, kColumns>(args, stream);
+  if constexpr (!kArgmax && kColumns == Columns::plain && kAtoms == 2)
+    if (args.problem.pairing != Pairing::list && args.count >= 32 * current_device().sms)
+      return launch<Sm90Long<kAtoms>, T, kArgmax, kColumns>(args, stream);
+  if constexpr (kColumns == Columns::given)
+    launch<Sm90LeanScaled<T>, T, kArgmax, kColumns>(args, stream);
+  else
+    launch<Sm90Lean<kAtoms>, T, kArgmax, kColumns>(args, stream);
+}
+
 template <int kAtoms, class T, bool kArgmax, Columns kColumns>
 void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
   const int64_t blocks = blocks_per_document(args), length = average_length(args.problem.documents);
-  if (blocks <= 2) {
-    if constexpr (kStored<T>) {
-      const Segments& documents = args.problem.documents;
-      if constexpr (kColumns == Columns::plain)
-        if (comes_in_one_piece(documents)) return launch<Sm90Spread, T, kArgmax, kColumns>(args, stream);
-      if (documents.dim <= 64) return launch<Sm90Narrow<T>, T, kArgmax, kColumns>(args, stream);
-      if constexpr (kColumns == Columns::given) return launch<Sm90LeanScaled<T>, T, kArgmax, kColumns>(args, stream);
-    }
-    if constexpr (!kArgmax && kColumns == Columns::plain && kAtoms == 2)
-      if (args.problem.pairing != Pairing::list && args.count >= 32 * current_device().sms)
-        return launch<Sm90Long<kAtoms>, T, kArgmax, kColumns>(args, stream);
-    return launch<Sm90Lean<kAtoms>, T, kArgmax, kColumns>(args, stream);
-  }
+  if (blocks <= 2) return launch_lean<kAtoms, T, kArgmax, kColumns>(args, stream);
   if (blocks <= 4) {
     if (wastes_less<112, 128>(length)) return launch<Sm90Middle<kAtoms, 112>, T, kArgmax, kColumns>(args, stream);
     return launch<Sm90Middle<kAtoms, 128>, T, kArgmax, kColumns>(args, stream);
   }
-  if constexpr (kColumns == Columns::norms || (kArgmax && kColumns == Columns::given)) {
-    constexpr int kNarrow = std::is_same_v<T, int8_t> ? 112 : 104;
-    if (wastes_less<kNarrow, 128>(length))
-      return launch<Sm90Paired<kAtoms, kNarrow>, T, kArgmax, kColumns>(args, stream);
+  if constexpr (kColumns == Columns::norms) {
+    if (wastes_less<104, 128>(length)) return launch<Sm90Paired<kAtoms, 104>, T, kArgmax, kColumns>(args, stream);
     launch<Sm90Paired<kAtoms, 128>, T, kArgmax, kColumns>(args, stream);
+  } else if constexpr (kArgmax &&
+                       kColumns == Columns::given) {  // query rows and more columns have no room in registers
+    launch<Sm90Paired<kAtoms, Sm90Wide<kAtoms, T>::N>, T, kArgmax, kColumns>(args, stream);
   } else {
     launch<Sm90Wide<kAtoms, T>, T, kArgmax, kColumns>(args, stream);
   }
