@@ -106,8 +106,10 @@ __global__ void __launch_bounds__(kResidualThreads) residual_prologue(const __gr
   const int64_t last = args.index.centroid_count - 1;
   int64_t first = (static_cast<int64_t>(blockIdx.x) * kResidualWarps + threadIdx.x / 32) * 16;
   // Everything comes from memory at first: it is all asked for at once.
-  if (threadIdx.x == 0) prefetch_l2(args.index.weights);
-  if (threadIdx.x == 1) prefetch_l2(problem.documents.offsets.data);
+  const IndexView& offsets = problem.documents.offsets;
+  if (thread < problem.documents.count)
+    prefetch_l2(static_cast<const char*>(offsets.data) + thread * offsets.stride * (offsets.wide ? 8 : 4));
+  const float weight = load_element(args.index.weights, args.index.weight_type, threadIdx.x % (1 << kBits));
   CentroidTile<E> tile;
   if (kTable && first <= last) tile.load(static_cast<const E*>(args.index.centroids), first, last);
 
@@ -119,6 +121,7 @@ __global__ void __launch_bounds__(kResidualThreads) residual_prologue(const __gr
     for (int64_t block = blockIdx.x; block < static_cast<int64_t>(plan.groups) * kBlocks; block += gridDim.x)
       stage_columns<E, false>(args, block, kBlocks, true, shared);
   }
+  asm volatile("" ::"f"(weight));  // it is in a cache by now
   float multiplier = 1.f;
   if (kTable || blockIdx.x == 0) {
     if constexpr (kTable || kBits <= 2)

@@ -127,6 +127,22 @@ struct Lookup {
     return shared;
   }
 
+  // The whole table, of entries that are one behind another: 16 bytes a thread at a time, side by side. Everything is
+  // asked for before anything is waited for.
+  static __device__ __forceinline__ void fill(unsigned char* table, const uint32_t* entries) {
+    constexpr int kPieces = kLookupBytes / 16 / kResidualThreads, kSharing = kLookupRow / 16;  // threads a row
+    uint32_t entry[kPieces][kWords];
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece)
+#pragma unroll
+      for (int word = 0; word < kWords; ++word)
+        entry[piece][word] = entries[(piece * (kResidualThreads / kSharing) + threadIdx.x / kSharing) * kWords + word];
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece)
+      reinterpret_cast<uint4*>(table)[piece * kResidualThreads + threadIdx.x] =
+          make_uint4(entry[piece][0], entry[piece][1 % kWords], entry[piece][2 % kWords], entry[piece][3 % kWords]);
+  }
+
   // Each thread starts at another word, so that threads of a warp do not meet in a bank.
   static __device__ __forceinline__ void fill_row(uint32_t* words, int byte, const uint32_t (&entry)[kWords]) {
 #pragma unroll 4

@@ -77,25 +77,18 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90ResidualTable::kPerSm)
   for (int i = 1; i < Sm90ResidualTable::kAhead; ++i) lines.prefetch(row_of(i));
 
   asm volatile("griddepcontrol.wait;" ::: "memory");
-  const int32_t document = __ldcg(plan.first_document + number);
-  const float unit = __ldcg(plan.units + group);
+  const int32_t document = plan.first_document[number];
+  const float unit = plan.units[group];
   bool out_of_order = false;
-  for (int i = threadIdx.x; i < plan.prologue_blocks; i += kResidualThreads)
-    out_of_order |= __ldcg(plan.out_of_order + i) != 0;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < plan.prologue_blocks; i += kResidualThreads) out_of_order |= plan.out_of_order[i] != 0;
   constexpr int kChunksPerBlock = kQueryBlockBytes / 16;
 #pragma unroll
   for (int i = 0; i < kChunksPerBlock / kResidualThreads; ++i) {
     const int chunk = i * kResidualThreads + threadIdx.x;
-    reinterpret_cast<uint4*>(staged)[chunk] = __ldcg(plan.columns + group * kChunksPerBlock + chunk);
+    reinterpret_cast<uint4*>(staged)[chunk] = plan.columns[group * kChunksPerBlock + chunk];
   }
-#pragma unroll
-  for (int byte = threadIdx.x; byte < 256; byte += kResidualThreads) {
-    uint32_t entry[Table::kWords];
-#pragma unroll
-    for (int word = 0; word < Table::kWords; ++word)
-      entry[word] = __ldcg(plan.entries + (group * 256 + byte) * Table::kWords + word);
-    Table::fill_row(reinterpret_cast<uint32_t*>(lookup), byte, entry);
-  }
+  Table::fill(lookup, plan.entries + group * 256 * Table::kWords);
   if (threadIdx.x < 32) shared.factors[0][lane] = __ldcg(plan.factors + group * 32 + lane);
   if (threadIdx.x == 0) shared.kept[0] = __ldcg(plan.kept + group), shared.valid[0] = __ldcg(plan.valid + group);
   const uint4* const table = plan.table + 4 * group * args.index.centroid_count + lane % 4;

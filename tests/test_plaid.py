@@ -383,7 +383,8 @@ def test_opcheck(maxsim: ModuleType) -> None:
             stored = maxsim.plaid.prepare_index(*index.packed).stored()
             similarities = index.queries @ index.centroids.t()
             arguments = (similarities, similarities.transpose(1, 2).contiguous(), index.queries, *stored[:3])
-            torch.library.opcheck(ops.search_forward.default, (*arguments, *stored[4:], 0, 3, 4, 2))
+            arguments += (centroids, weights, stored.inverse_norms, stored.centroid_norm, nbits)
+            torch.library.opcheck(ops.search_forward.default, (*arguments, 0, 3, 4, 2))
 
 
 @pytest.mark.parametrize("grad", [False, True])
