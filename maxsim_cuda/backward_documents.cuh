@@ -5,12 +5,13 @@
 
 #include "backward_rows.cuh"
 #include "backward_sort.cuh"
+#include "ptx/dependent_launch.cuh"
 
 namespace maxsim {
 namespace cuda {
 
 // Hits are query tokens whose winner lies in the slice.
-template <int Threads, int Capacity, int Tokens, int Blocks>
+template <int Threads, int Capacity, int Tokens, int Blocks, bool Zeroed>
 struct DocumentTile {
   static constexpr int kThreads = Threads;
   static constexpr int kGroups = Threads / kRowLanes;
@@ -18,12 +19,14 @@ struct DocumentTile {
   static constexpr int kCapacity = Capacity;  // hits that are summed in one go
   static constexpr int kTokens = Tokens;      // of a slice at most
   static constexpr int kBlocks = Blocks;      // an SM, which bounds the registers
+  static constexpr bool kZeroed = Zeroed;     // rows that nothing won are zeros before the kernel starts
 };
-// One query with a document of its own: most rows are zeros, and a warp by itself never waits for another.
-using FewHits = DocumentTile<32, 64, 256, 24>;
+// One query with a document of its own: most rows are zeros, which a plain fill writes faster, and the larger the
+// slice, the less is looked up. A warp by itself never waits for another.
+using FewHits = DocumentTile<32, 64, 512, 24, true>;
 // A batch of queries: 60 KB, three blocks an SM, and one on sm_75. A slice is meant to have 2700 hits, so that few
 // overflow; what a document's candidates cost is paid once for each slice.
-using ManyHits = DocumentTile<256, 4096, 512, 3>;
+using ManyHits = DocumentTile<256, 4096, 512, 3, false>;
 
 template <typename T>
 struct DocumentShared {
@@ -330,7 +333,7 @@ struct DocumentSlice {
       }
       pass = step / chunks;
       k = (step - pass * chunks) * kRowFeatures + group.lane * kLaneFeatures;
-      if (!overflows && projection.writes(pass)) write_zeros(rows);
+      if (!T::kZeroed && !overflows && projection.writes(pass)) write_zeros(rows);
       sum_hits(order, shared.sort.total());
       from_start = false;
       if (more) continue;
@@ -373,6 +376,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
       }
     }
   }
+  ptx::wait_for_prior_kernel();  // who waits for this kernel waits for both gradients
 }
 
 }  // namespace cuda

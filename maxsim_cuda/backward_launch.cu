@@ -33,7 +33,9 @@ void launch_slices(const BackwardArgs& args, int64_t hits, cudaStream_t stream) 
   const int64_t rows =
       std::max<int64_t>(1, documents.packed() ? ceil_div(documents.extent, documents.count) : documents.extent);
   // Slices for every block that the chip holds, twice over, but none so small that collecting costs more than summing.
-  const int64_t wanted = ceil_div(documents.count * rows, 2ll * T::kBlocks * current_device().sms);
+  // Where no zeros are written, half of the blocks do.
+  const int64_t wanted =
+      ceil_div(documents.count * rows * (T::kZeroed ? 4 : 1), 2ll * T::kBlocks * current_device().sms);
   const int64_t fitting = T::kCapacity * 2 / 3 * rows / std::max<int64_t>(1, hits);
   int64_t slice = std::min<int64_t>(T::kTokens, std::max<int64_t>(16, std::min(wanted, fitting)));
   const int64_t slices = ceil_div(rows, slice);
@@ -45,22 +47,38 @@ void launch_slices(const BackwardArgs& args, int64_t hits, cudaStream_t stream) 
     check(cudaFuncSetAttribute(backward_documents<T, Rows>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
           "shared memory of backward_documents");
   ready = true;
-  const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(documents.count, 1 << 20)),
-                    static_cast<unsigned>(std::min<int64_t>(slices, 1 << 12)));
-  backward_documents<T, Rows><<<blocks, T::kThreads, kBytes, stream>>>(args, static_cast<int>(slice));
+  // Beside the queries' gradient, if that is on its way: neither fills the GPU for long.
+  cudaLaunchAttribute beside{};
+  beside.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  beside.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(documents.count, 1 << 20)),
+                        static_cast<unsigned>(std::min<int64_t>(slices, 1 << 12)));
+  config.blockDim = T::kThreads;
+  config.dynamicSmemBytes = kBytes;
+  config.stream = stream;
+  config.attrs = &beside;
+  config.numAttrs = args.grad_queries && current_device().major >= 9;
+  check(cudaLaunchKernelEx(&config, backward_documents<T, Rows>, args, static_cast<int>(slice)), "backward_documents");
+}
+
+// Query tokens that a document meets: on average and, of the one that meets the most, a bound.
+struct Meetings {
+  int64_t average, most;
+};
+Meetings meetings(const Problem& problem) {
+  const int64_t pairs = problem.pairing == Pairing::cross ? problem.queries.count
+                        : problem.pairing == Pairing::slab
+                            ? 1
+                            : ceil_div(problem.pairs, std::max<int64_t>(1, problem.documents.count));
+  return {pairs * problem.argmax_width,
+          (problem.pairing == Pairing::list ? problem.pairs : pairs) * problem.argmax_width};
 }
 
 template <typename Rows>
-void launch_documents(const BackwardArgs& args, cudaStream_t stream) {
-  const Problem& problem = args.problem;
-  const int64_t pairs = problem.pairing == Pairing::cross  ? problem.queries.count
-                        : problem.pairing == Pairing::slab ? 1
-                                                           : ceil_div(problem.pairs, problem.documents.count);
-  const int64_t hits = pairs * problem.argmax_width;  // of a document; of a listed one on average
-  const int64_t most = problem.pairing == Pairing::list ? problem.pairs * problem.argmax_width : hits;
-  if (most >> 32) throw std::runtime_error("one document may meet no more than 2^32 query tokens in a backward");
-  if (most <= FewHits::kCapacity) return launch_slices<FewHits, Rows>(args, hits, stream);
-  launch_slices<ManyHits, Rows>(args, hits, stream);
+void launch_documents(const BackwardArgs& args, const Meetings& met, cudaStream_t stream) {
+  if (met.most <= FewHits::kCapacity) return launch_slices<FewHits, Rows>(args, met.average, stream);
+  launch_slices<ManyHits, Rows>(args, met.average, stream);
 }
 
 // `side` is the one that is read: the other's gradient is summed.
@@ -102,8 +120,17 @@ void backward(const Problem& problem, const SortedPairs& sorted, const float* gr
     row_norms<<<grid(ceil_div(token_rows(problem.documents), 4), 16), 128, 0, stream>>>(
         problem.documents, norms + token_rows(problem.queries));
   }
+  const Meetings met = meetings(problem);
+  if (grad_documents && met.most >> 32)
+    throw std::runtime_error("one document may meet no more than 2^32 query tokens in a backward");
+  const Segments& documents = problem.documents;
+  if (grad_documents && met.most <= FewHits::kCapacity && !documents.packed())  // rows of packed ones are zeros already
+    check(cudaMemsetAsync(grad_documents, 0, token_rows(documents) * documents.dim * element_size(documents.dtype),
+                          stream),
+          "zeroing the documents' gradient");
   if (grad_queries) with_rows(problem.documents, [&](auto rows) { launch_queries<decltype(rows)>(args, stream); });
-  if (grad_documents) with_rows(problem.queries, [&](auto rows) { launch_documents<decltype(rows)>(args, stream); });
+  if (grad_documents)
+    with_rows(problem.queries, [&](auto rows) { launch_documents<decltype(rows)>(args, met, stream); });
   check(cudaGetLastError(), "backward");
 }
 

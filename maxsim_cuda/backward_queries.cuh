@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backward_rows.cuh"
+#include "ptx/dependent_launch.cuh"
 
 namespace maxsim {
 namespace cuda {
@@ -53,6 +54,7 @@ __device__ __forceinline__ bool gather_winners(const BackwardArgs& args, const R
 template <typename Rows>
 __global__ void __launch_bounds__(QueryGradient::kThreads)
     backward_queries(const __grid_constant__ BackwardArgs args, int parts) {
+  ptx::launch_dependents();  // the documents' gradient needs nothing of this one
   using T = QueryGradient;
   static_assert(kRowLanes % Rows::kBatch == 0, "a batch never passes the winners that lanes looked up");
   __shared__ float sums[T::kGroups][kRowFeatures];

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "../maxsim_common/problem.h"
+#include "ptx/load.cuh"
 
 namespace maxsim {
 namespace cuda {
@@ -62,6 +63,12 @@ __device__ __forceinline__ PairIds pair_ids(const Problem& problem, int64_t pair
 
 __device__ __forceinline__ bool token_kept(const Segments& side, const Span& span, int64_t token) {
   return !side.mask || side.mask[span.mask_begin + token * side.mask_token_stride];
+}
+
+// Its mask's byte, or zero where it is not `there`. No branch stands before the load, so that several may be on their
+// way at once.
+__device__ __forceinline__ int mask_byte(const Segments& side, const Span& span, int64_t token, bool there) {
+  return ptx::load_byte_if(there, side.mask + span.mask_begin + token * side.mask_token_stride);
 }
 
 __device__ __forceinline__ float load_element(const void* data, DType type, int64_t element) {

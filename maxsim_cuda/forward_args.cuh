@@ -22,6 +22,7 @@ struct ForwardArgs {
   int32_t chunks;       // blocks a query can have
   int64_t first;        // first document (cross) or pair (else) of this launch
   int64_t count;        // how many
+  int32_t pieces;       // thread blocks, side by side, that share each unit's document
   bool follows_table;   // `blocks` is written by the kernel before this one, and may not be there when it starts
   bool allow_tf32;      // fp32 operands may lose all but 11 bits of mantissa
 };
@@ -38,12 +39,22 @@ inline int64_t blocks_per_document(const ForwardArgs& args) {
                   kBlockTokens);
 }
 
+// The tokens of one piece of a document: whole tiles of kColumns. Where there are no more, `from` is not below `to`.
+struct Piece {
+  int from, to;
+};
+template <int kColumns>
+__device__ __forceinline__ Piece piece_of(const ForwardArgs& args, int length) {
+  if (args.pieces == 1) return {0, length};
+  const int tiles = (length + kColumns - 1) / kColumns, share = (tiles + args.pieces - 1) / args.pieces * kColumns;
+  const int from = static_cast<int>(blockIdx.x % args.pieces) * share;
+  return {from, min(length, from + share)};
+}
+
 // What a loader says about a stage of the ring. `bits` are the kept columns of a tile that is not full.
 struct alignas(16) StageInfo {
-  // kFull: every column counts. kRelease: the last tile that these queries meet. kListed: of columns that do not follow
-  // one another.
-  static constexpr int kNewQueries = 1, kLast = 2, kFull = 4, kEnd = 8, kInvalid = 16, kAnyToken = 32, kRelease = 64,
-                       kListed = 128;
+  // kFull: every column counts. kRelease: the last tile that these queries meet.
+  static constexpr int kNewQueries = 1, kLast = 2, kFull = 4, kEnd = 8, kInvalid = 16, kAnyToken = 32, kRelease = 64;
   int32_t flags;
   int32_t first_token;
   int64_t target;  // cross: the document; else the pair

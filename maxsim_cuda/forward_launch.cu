@@ -112,6 +112,7 @@ void tiled_forward(const Problem& problem, Path path, bool allow_tf32, float* sc
   args.block_count = layout.block_count;
   args.chunks = static_cast<int32_t>(layout.chunks);
   args.allow_tf32 = allow_tf32;
+  args.pieces = 1;
   auto* table = static_cast<int2*>(workspace);
   char* scratch = static_cast<char*>(workspace) + layout.table_bytes;
   if (layout.table_bytes) args.blocks = table + 1;

@@ -62,7 +62,7 @@ struct MmaRowsWarp {
   int from = 0, part = 0, flags = 0, first = 0, rows = 0;
   int64_t resident = -1, target = 0;  // `resident`: group of the last tile described
   int resident_part = 0;
-  bool kept[C::kWords];
+  int kept[C::kWords];
 
   __device__ __forceinline__ MmaRowsWarp(const ForwardArgs& args_, MmaRowsShared<C>& shared_, char* ring_, int width_)
       : args(args_),
@@ -105,7 +105,7 @@ struct MmaRowsWarp {
 #pragma unroll
       for (int word = 0; word < C::kWords; ++word) {
         const int column = word * 32 + lane;
-        kept[word] = column < rows && token_kept(side, document, first + column);
+        kept[word] = mask_byte(side, document, first + column, column < rows);
       }
     if (unit->group != resident || part != resident_part) {
       flags |= StageInfo::kNewQueries;

@@ -68,42 +68,72 @@ struct ColumnScale {
   }
 };
 
+// Which of a thread's columns count, two of every eight: all of them.
+struct EveryColumn {
+  __device__ __forceinline__ bool any(int) const { return true; }
+  __device__ __forceinline__ int32_t keep(int32_t value, int, int) const { return value; }
+};
+
+// Or those of the `bits` of a tile, in which this thread's first column is column0.
+struct KeptColumns {
+  const uint32_t* bits;
+  int column0;
+
+  // Of two eights, which lie in one word.
+  __device__ __forceinline__ uint32_t word(int eight) const {
+    const int column = column0 + eight / 2 * 16;
+    return bits[column / 32] >> column % 32;
+  }
+  __device__ __forceinline__ bool any(int eights) const {
+    uint32_t found = 0;
+#pragma unroll
+    for (int eight = 0; eight < eights; eight += 2) found |= word(eight) & (eight + 1 < eights ? 0x0303 : 0x0003);
+    return found;
+  }
+  // The value of a column of an eight, or what is below every other one.
+  __device__ __forceinline__ int32_t keep(int32_t value, int eight, int e) const {
+    const int32_t mask = static_cast<int32_t>(word(eight) << (31 - eight % 2 * 8 - e)) >> 31;
+    return (value & mask) | (INT32_MIN & ~mask);
+  }
+};
+
 // Maxima by the bits of the products, three at a time, which is four times as fast as comparing floats: as integers
 // they are ordered as floats are, with NaN above all of them, as long as the maximum is not negative.
-template <int kCount, class A, bool kScaled>
-__device__ __forceinline__ void integer_maxima(const A (&c)[kCount], int column0, const ColumnScale<kScaled>& scale,
-                                               int32_t (&best)[2]) {
+template <int kCount, class A, class Kept, bool kScaled>
+__device__ __forceinline__ void integer_maxima(const A (&c)[kCount], int column0, const Kept& kept,
+                                               const ColumnScale<kScaled>& scale, int32_t (&best)[2]) {
   best[0] = best[1] = INT32_MIN;
 #pragma unroll
   for (int j = 0; j < kCount / 4; ++j) {
     const float2 factor = scale.at(column0 + j * 8);
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      best[r] = __vimax3_s32(best[r], __float_as_int(scale.apply(c[4 * j + 2 * r], factor, 0)),
-                             __float_as_int(scale.apply(c[4 * j + 2 * r + 1], factor, 1)));
+      best[r] = __vimax3_s32(best[r], kept.keep(__float_as_int(scale.apply(c[4 * j + 2 * r], factor, 0)), j, 0),
+                             kept.keep(__float_as_int(scale.apply(c[4 * j + 2 * r + 1], factor, 1)), j, 1));
   }
 }
 
-// Maxima of a full tile. False, with nothing taken, where one is negative.
-template <int kCount, class A, class Tokens, bool kScaled>
+// Maxima of a tile. False, with nothing taken, where one is negative.
+template <int kCount, class A, class Tokens, class Kept, bool kScaled>
 __device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<false>& row, const Tokens&, int column0,
-                                            const ColumnScale<kScaled>& scale) {
+                                            const Kept& kept, const ColumnScale<kScaled>& scale) {
   int32_t best[2];
-  integer_maxima(c, column0, scale, best);
-  const bool negative = __any_sync(~0u, (best[0] | best[1]) < 0);
+  integer_maxima(c, column0, kept, scale, best);
+  const bool any = kept.any(kCount / 4), negative = __any_sync(~0u, any && (best[0] | best[1]) < 0);
   if (__shfl_sync(~0u, negative, 0)) return false;  // shuffled for the compiler: it keeps wgmma's control flow uniform
 #pragma unroll
-  for (int r = 0; r < 2; ++r) row.best[r] = max_nan(row.best[r], __int_as_float(best[r]));
+  for (int r = 0; r < 2; ++r)
+    if (any) row.best[r] = max_nan(row.best[r], __int_as_float(best[r]));
   return true;
 }
 
-// Winners of a full tile. A product's distance below the maximum, blown up, pushes its column's rank far below zero;
+// Winners of a tile. A product's distance below the maximum, blown up, pushes its column's rank far below zero;
 // only products that equal the maximum keep theirs, and the highest rank is the lowest column. That costs the idle FMA
 // pipe two operations a product and the busy one half of one, where a comparison and two selections cost it three.
 // False, with nothing taken, where a maximum is negative, NaN or too large to subtract from.
-template <int kCount, class A, class Tokens, bool kScaled>
+template <int kCount, class A, class Tokens, class Kept, bool kScaled>
 __device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<true>& row, const Tokens& tokens,
-                                            int column0, const ColumnScale<kScaled>& scale) {
+                                            int column0, const Kept& kept, const ColumnScale<kScaled>& scale) {
   constexpr int kRanks = 1024;  // as the bits of a float, which addition to zero leaves as they are
   static_assert(kCount * 2 <= kRanks, "a rank above zero for each column of the tile");
   constexpr uint32_t kTooLarge = 0x7e800000;  // the bits of 2^126; as unsigned, those of negative numbers are above
@@ -111,9 +141,10 @@ __device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<true>
   // From 2^-20 on they differ by 2^-44, and the first factor is not needed; it could overflow.
   constexpr float kBlowUp = 0x1p60f, kSmall = 0x1p-20f, kSmallFactor = 0x1p100f;
   int32_t best[2];
-  integer_maxima(c, column0, scale, best);
-  const bool exact =
-      __any_sync(~0u, static_cast<uint32_t>(best[0]) >= kTooLarge || static_cast<uint32_t>(best[1]) >= kTooLarge);
+  integer_maxima(c, column0, kept, scale, best);
+  const bool any = kept.any(kCount / 4);
+  const bool exact = __any_sync(
+      ~0u, any && (static_cast<uint32_t>(best[0]) >= kTooLarge || static_cast<uint32_t>(best[1]) >= kTooLarge));
   if (__shfl_sync(~0u, exact, 0)) return false;
   float factor[2], origin[2];
   int32_t rank[2] = {INT32_MIN, INT32_MIN};
@@ -132,14 +163,14 @@ __device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<true>
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const float below = fmaf(scale.apply(c[4 * j + 2 * r + e], column, e), factor[r], origin[r]);
-        ranks[e] = __float_as_int(fmaf(below, kBlowUp, __int_as_float(kRanks - (8 * j + e))));
+        ranks[e] = kept.keep(__float_as_int(fmaf(below, kBlowUp, __int_as_float(kRanks - (8 * j + e)))), j, e);
       }
       rank[r] = __vimax3_s32(rank[r], ranks[0], ranks[1]);
     }
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r)
-    if (__int_as_float(best[r]) > row.best[r]) {
+    if (any && __int_as_float(best[r]) > row.best[r]) {
       row.best[r] = __int_as_float(best[r]);
       row.winner[r] = tokens.at(column0 + kRanks - rank[r]);
     }
@@ -152,7 +183,9 @@ template <int kCount, class A, bool kArgmax, class Tokens, bool kScaled>
 __device__ __forceinline__ void take_products(const A (&c)[kCount], RowState<kArgmax>& row, const Tokens& tokens,
                                               int column0, bool full, const uint32_t* bits,
                                               const ColumnScale<kScaled>& scale) {
-  if (full && take_maxima(c, row, tokens, column0, scale)) return;
+  if (full ? take_maxima(c, row, tokens, column0, EveryColumn{}, scale)
+           : take_maxima(c, row, tokens, column0, KeptColumns{bits, column0}, scale))
+    return;
 #pragma unroll
   for (int j = 0; j < kCount / 4; ++j) {
     const int column = column0 + j * 8;

@@ -117,7 +117,7 @@ using Sm90SplitWide = Sm90Config<2, 1, 64, kAtoms, 128 * 1024, 1, 1, 8>;
 struct Sm90Args : ForwardArgs {
   bool tma;              // both sides can be described by a tensor map
   bool pass_through;     // documents should not push other data out of L2
-  bool gathers;          // and documents have a mask: rows of a tile that it leaves apart are copied one by one
+  bool masked;           // and documents have a mask
   bool dense;            // as `tma`, and both are padded with every token kept, in a cross product or slabs
   uint32_t dense_units;  // documents times the query groups that they meet one after the other
 };

@@ -39,7 +39,7 @@ struct Sm90Shared<Sm90DeepConfig<N>> {
   static constexpr int kTwo = 1 << 16;  // flag of a stage: its tile has two halves
   uint64_t full[C::kStages], empty[C::kStages];
   uint64_t queries_full[C::kQueryBuffers], queries_empty[C::kQueryBuffers];
-  uint64_t finished_full[kFinished], finished_empty[kFinished];
+  uint64_t finished_full[kFinished], finished_empty[kFinished], pieces_full[kFinished];
   StageInfo stages[C::kStages], second[C::kStages];
   BlockInfo blocks[C::kQueryBuffers][C::kBlocks];
   Finished finished[kFinished];

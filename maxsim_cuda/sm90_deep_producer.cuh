@@ -91,11 +91,12 @@ struct Sm90DeepProducer {
       flags |= StageInfo::kFull | StageInfo::kAnyToken;
     } else {
       constexpr int kWords = (C::N + 31) / 32;
-      bool kept[kWords];
+      int kept[kWords];
 #pragma unroll
       for (int w = 0; w < kWords; ++w) {  // all bytes of the mask are on their way before the first is looked at
         const int column = w * 32 + lane;
-        kept[w] = column < tile.rows && token_kept(side, unit.document, tile.first + column);
+        kept[w] = column < tile.rows;
+        if (side.mask) kept[w] = mask_byte(side, unit.document, tile.first + column, kept[w]);
       }
       int count = 0;
 #pragma unroll

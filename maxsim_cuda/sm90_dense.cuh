@@ -18,7 +18,7 @@ struct Sm90DenseProducer : Sm90Feed<C, T, kColumns> {
     const bool cross = args.problem.pairing == Pairing::cross;
     // Cross: units are documents within groups. Slab: documents of a query, of which there is one to a group.
     const uint32_t inner = cross ? static_cast<uint32_t>(args.count) : args.problem.documents.inner;
-    const uint32_t units = args.dense_units, blocks = gridDim.x, block = blockIdx.x;
+    const uint32_t units = args.dense_units, blocks = gridDim.x / args.pieces, block = blockIdx.x / args.pieces;
     const bool deal = cross && units == inner;
     const uint32_t share = units / blocks, extra = units % blocks;
     uint32_t unit = deal ? block : block * share + min(block, extra);
@@ -48,8 +48,9 @@ struct Sm90DenseProducer : Sm90Feed<C, T, kColumns> {
                                          int length, bool new_queries, bool release) {
     int flags = new_queries ? StageInfo::kNewQueries : 0;
     const int64_t target = this->args.first + (cross ? document : unit);
-    for (int from = 0;; from += C::N) {
-      const Tile<C::N> tile(from, length, false);
+    const Piece piece = piece_of<C::N>(this->args, length);
+    for (int from = piece.from;; from += C::N) {
+      const Tile<C::N> tile(from, piece.to, false);
       const bool last = tile.last;
       if (last) flags |= StageInfo::kLast | (release ? StageInfo::kRelease : 0);
       this->acquire();
@@ -63,7 +64,7 @@ struct Sm90DenseProducer : Sm90Feed<C, T, kColumns> {
         this->copy_tile(flags, tile.first, tile.rows, target, tile.first, inner, outer);
       }
       this->ring.advance();
-      if (!kFactors && from == 0 && new_queries)
+      if (!kFactors && from == piece.from && new_queries)
         load_queries(cross, group, part);  // behind the tile that takes longer to come
       if (last) return;
       flags = 0;

@@ -170,7 +170,7 @@ struct Sm90Feed {
   }
   // What this lane copied itself arrives on its own.
   __device__ __forceinline__ void copies_arrive() {
-    if (args.gathers || splits_stored()) ptx::copy_arrive(&shared.full[ring.at]);
+    if (splits_stored()) ptx::copy_arrive(&shared.full[ring.at]);
     if (kColumns == Columns::given) ptx::copy_arrive(&shared.scaled[ring.at]);
   }
   __device__ __forceinline__ void fetch_row_factors(const BlockInfo& info) {

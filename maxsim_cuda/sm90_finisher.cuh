@@ -2,7 +2,9 @@
 #pragma once
 
 #include "blocks.cuh"
+#include "ptx/cluster.cuh"
 #include "ptx/dependent_launch.cuh"
+#include "row_max.cuh"
 #include "sm90_shared.cuh"
 
 namespace maxsim {
@@ -21,6 +23,53 @@ struct Sm90Finisher {
   double part, total;  // of a pair whose query has several blocks: a lane's block, and those already added
 
   __device__ __forceinline__ void run() {
+    if (args.pieces == 1) return finish();
+    ptx::cluster_wait();  // everyone's barriers are there
+    if (blockIdx.x % args.pieces)
+      pass_on();
+    else
+      finish();
+    ptx::cluster_arrive();
+    ptx::cluster_wait();  // no one reads this block's memory any more
+  }
+
+  // Of the blocks that share documents, the first fetches the maxima of the others and lets go of them.
+  __device__ __forceinline__ void pass_on() {
+    Ring<kFinished> ring;
+    while (true) {
+      ptx::mbarrier_wait(&shared.finished_full[ring.at], ring.phase);
+      const Finished done = shared.finished[ring.at];
+      if (done.flags & StageInfo::kEnd) return;
+      if (done.flags & StageInfo::kRelease) ptx::mbarrier_arrive(&shared.queries_empty[done.buffer]);
+      __syncwarp();
+      if (lane == 0) ptx::arrive_at(ptx::address_in(0, &shared.pieces_full[ring.at]));
+      ring.advance();
+    }
+  }
+
+  // Merges the other pieces' maxima into this block's; true if one of them has kept a token.
+  __device__ __forceinline__ bool merge_pieces(const Ring<kFinished>& ring) {
+    ptx::wait_for_cluster(&shared.pieces_full[ring.at], ring.phase);
+    int flags = 0;
+    for (int rank = 1; rank < args.pieces; ++rank) {
+      flags |= ptx::load_word(ptx::address_in(rank, &shared.finished[ring.at].flags));
+#pragma unroll
+      for (int row = lane; row < C::kRows; row += 32) {
+        RowState<kArgmax> state;
+        state.best[0] = shared.maxima[ring.at][row];
+        state.winner[0] = kArgmax ? shared.winners[ring.at][row] : 0;
+        state.take(0, __uint_as_float(ptx::load_word(ptx::address_in(rank, &shared.maxima[ring.at][row]))),
+                   kArgmax ? ptx::load_word(ptx::address_in(rank, &shared.winners[ring.at][row])) : 0);
+        shared.maxima[ring.at][row] = state.best[0];
+        if (kArgmax) shared.winners[ring.at][row] = state.winner[0];
+      }
+      ptx::arrive_at(ptx::address_in(rank, &shared.finished_empty[ring.at]));
+    }
+    __syncwarp();
+    return flags & StageInfo::kAnyToken;
+  }
+
+  __device__ __forceinline__ void finish() {
     Ring<kFinished> ring;
     const TokenFactor& shared_factor = args.problem.documents.scale;
     part = total = 0;
@@ -30,7 +79,9 @@ struct Sm90Finisher {
       ptx::mbarrier_wait(&shared.finished_full[ring.at], ring.phase);
       const Finished done = shared.finished[ring.at];
       if (done.flags & StageInfo::kEnd) return;
-      const bool valid = !(done.flags & StageInfo::kInvalid), any_token = done.flags & StageInfo::kAnyToken;
+      const bool valid = !(done.flags & StageInfo::kInvalid);
+      bool any_token = done.flags & StageInfo::kAnyToken;
+      if (args.pieces > 1 && merge_pieces(ring)) any_token = true;
       if (kArgmax) write_all_winners(done, ring.at, valid && any_token);
       const int block = min(lane / kLanes, C::kBlocks - 1);
       const BlockInfo owner = shared.blocks[done.buffer][block];

@@ -81,8 +81,7 @@ struct Sm90Consumer {
     if (__shfl_sync(~0u, idle, 0)) return;
     const StageInfo& info = shared.stages[stage];
     const bool full = __shfl_sync(~0u, flags, 0) & StageInfo::kFull;
-    const TileTokens tokens{info.first_token, info.last_eight,
-                            flags & StageInfo::kListed ? shared.tokens[stage] : nullptr};
+    const TileTokens tokens{info.first_token, info.last_eight};
     // What follows from a column's number is rarely asked for: it must not occupy registers that factors wait in.
     int column0 = lane % 4 * 2;
     asm volatile("" : "+r"(column0));
@@ -118,7 +117,6 @@ struct Sm90Consumer {
     ptx::mbarrier_wait(&shared.full[ring.at], ring.phase);
     if (C::kSplit || ((C::kSpreads || kColumns != Columns::plain) && args.tma))
       ptx::mbarrier_wait(&shared.scaled[ring.at], ring.phase);
-    if (!C::kSplit && args.gathers) ptx::fence_async_proxy();  // rows may have come by ordinary copies
   }
 
   // The same in every lane: what makes control flow around wgmma uniform for the compiler too.
@@ -240,12 +238,13 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
   // The producer starts on the barriers that it made; the others wait until they are there.
   constexpr int kProducerThread = C::kGroups * 128 + kProducerWarp * 32;
   if (threadIdx.x == kProducerThread)
-    shared.init(args.tma, kStored<T>, args.gathers || (C::kSplit && is_stored(args.problem.documents.dtype)), kScalers);
+    shared.init(args.tma, kStored<T>, C::kSplit && is_stored(args.problem.documents.dtype), kScalers, args.pieces);
   __syncwarp();
   if (args.tma && group == C::kGroups && warp == kProducerWarp)
     asm volatile("bar.arrive 1, %0;" ::"n"(C::kThreads) : "memory");
   else
     asm volatile("bar.sync 1, %0;" ::"n"(C::kThreads) : "memory");
+  if (args.pieces > 1) ptx::cluster_arrive();
   if (group < C::kGroups) {
     if (C::kMathRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::kMathRegisters));
     Sm90Consumer<C, T, kArgmax, kColumns>{

@@ -44,28 +44,39 @@ struct KeptTokens {
     return true;
   }
 
-  // Some of the next ones, of which there are: as many as are written to `tokens`, where `room` is left.
-  __device__ __forceinline__ int take(int room, int32_t* tokens) {
+  // The next one, of which there is one.
+  __device__ __forceinline__ int first() const {
     const int from = __ffs(__ballot_sync(~0u, word != 0)) - 1;
-    const uint32_t bits = __shfl_sync(~0u, word, from);
-    const bool kept = bits >> lane & 1;
-    const int rank = __popc(bits & ((1u << lane) - 1));
-    if (kept && rank < room) tokens[rank] = page + from * 32 + lane;
-    const uint32_t left = __ballot_sync(~0u, kept && rank >= room);
-    if (lane == from) word = left;
-    return min(__popc(bits), room);
+    return page + from * 32 + __ffs(__shfl_sync(~0u, word, from)) - 1;
+  }
+
+  // How many tokens there are from `first` on up to the last kept one that this page knows of.
+  __device__ __forceinline__ int extent(int first) const {
+    const int last = 31 - __clz(__ballot_sync(~0u, word != 0));
+    return page + last * 32 + 32 - __clz(__shfl_sync(~0u, word, last)) - first;
+  }
+
+  // Whether a token of this page counts, which each lane may ask of another one.
+  __device__ __forceinline__ bool keeps(int token) const {
+    return __shfl_sync(~0u, word, (token - page) / 32) >> (token & 31) & 1;
+  }
+
+  // Forgets all before `end`.
+  __device__ __forceinline__ void pass(int end) {
+    const int below = end - page - lane * 32;
+    word = below >= 32 ? 0 : below > 0 ? word & ~0u << below : word;
   }
 
  private:
   __device__ __forceinline__ void load(int words) {
-    constexpr int kTogether = 8;  // bytes that are on their way before the first is looked at
+    constexpr int kTogether = 16;  // bytes that are on their way before the first is looked at
 #pragma unroll 1
     for (int first = 0; first < words; first += kTogether) {
-      bool kept[kTogether];
+      int kept[kTogether];
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
         const int token = page + (first + i) * 32 + lane;
-        kept[i] = token < document.length && token_kept(side, document, token);
+        kept[i] = mask_byte(side, document, token, token < document.length);
       }
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
@@ -94,7 +105,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     int64_t resident = -1;
     Unit unit;
     while (walk.next(unit, sync)) {
-      if (const Unit* next = this->args.gathers ? walk.peek() : nullptr) prefetch_mask(next->document);
+      if (const Unit* next = this->args.masked ? walk.peek() : nullptr) prefetch_mask(next->document);
       for (int part = 0; part < unit.parts; ++part) {
         const int64_t key = unit.group << 32 | part;
         stream(walk.cross(), unit, part, key != resident);
@@ -159,28 +170,26 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
 
   __device__ __forceinline__ void stream(bool cross, const Unit& unit, int part, bool new_queries) {
     const Segments& side = this->args.problem.documents;
+    const Piece piece = piece_of<C::N>(this->args, unit.document.length);
     int flags = (new_queries ? StageInfo::kNewQueries : 0) | (unit.document.valid ? 0 : StageInfo::kInvalid);
     KeptTokens kept{side, unit.document, this->lane};
-    bool more = this->args.gathers && kept.find();
-    for (int from = 0;; from += C::N) {
+    bool more = this->args.masked && kept.find();
+    for (int from = piece.from;; from += C::N) {
       const bool first_tile = flags & StageInfo::kNewQueries;
       this->acquire();
-      if (this->args.gathers) {
-        int32_t* tokens = this->shared.tokens[this->ring.at];
-        int count = 0;
-        for (; more && count < C::N; more = kept.find()) count += kept.take(C::N - count, tokens + count);
+      if (this->args.masked) {
+        const int first = more ? kept.first() : 0, rows = more ? min(C::N, kept.extent(first)) : 0;
+        flags |= keep_marked(kept, first, rows);
+        kept.pass(first + rows);
+        more = more && kept.find();
         if (!more) flags |= StageInfo::kLast | (unit.release ? StageInfo::kRelease : 0);
-        __syncwarp();
-        if (const int first = count ? tokens[0] : 0; count && tokens[count - 1] - first != count - 1)
-          gather(unit, flags, count);
-        else
-          copy_rows(unit, flags, first, count);
+        copy_rows(unit, flags, first, rows);
       } else {
-        const Tile<C::N> tile(from, unit.document.length, side.mask);
+        const Tile<C::N> tile(from, piece.to, side.mask);
         more = !tile.last;
         if (!more) flags |= StageInfo::kLast | (unit.release ? StageInfo::kRelease : 0);
         if (this->args.tma)
-          copy_rows(unit, flags, tile.first, tile.rows);
+          copy_rows(unit, flags | this->keep_first(tile.rows), tile.first, tile.rows);
         else
           copy_by_hand(unit, flags, tile.rows, tile.first);
       }
@@ -191,60 +200,37 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     }
   }
 
-  __device__ __forceinline__ static int map_row(const Unit& unit, const Segments& side) {
-    return static_cast<int>(side.packed() ? unit.document.first_row : 0);
-  }
-
   // Tokens that follow one another.
   __device__ __forceinline__ void copy_rows(const Unit& unit, int flags, int first, int rows) {
-    this->copy_tile(flags | this->keep_first(rows), first, rows, unit.target,
-                    map_row(unit, this->args.problem.documents) + first, unit.inner, unit.outer);
+    const Segments& side = this->args.problem.documents;
+    const int row = side.packed() ? static_cast<int>(unit.document.first_row) : 0;
+    this->copy_tile(flags, first, rows, unit.target, row + first, unit.inner, unit.outer);
   }
 
-  // The `count` tokens that the stage lists, and the last one again for every column behind them.
-  __device__ __forceinline__ void gather(const Unit& unit, int flags, int count) {
-    const Segments& side = this->args.problem.documents;
-    int32_t* tokens = this->shared.tokens[this->ring.at];
-    const int32_t last = tokens[count - 1];
-    for (int column = count + this->lane; column < C::N; column += 32) tokens[column] = last;
-    this->publish(flags | StageInfo::kFull | StageInfo::kAnyToken | StageInfo::kListed, 0, 0, unit.target, 0);
-    __syncwarp();
-    const int chunks = this->atoms(side) * kAtomChunks, chunk = this->lane % chunks, step = 32 / chunks;
-    const int64_t size = element_size(side.dtype), stride = side.token_stride * size;
-    const int bytes = max(0, min(16, static_cast<int>(row_elements(side) * size) - chunk * 16));
-    const char* rows = static_cast<const char*>(side.data) + unit.document.begin * size + chunk * 16;
-    char* tile = this->tile();
-    constexpr int kTogether = 8;  // looked up before the first is copied: nothing is read past a copy
-#pragma unroll 1
-    for (int from = this->lane / chunks; from < C::N; from += kTogether * step) {
-      const char* row[kTogether];
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) row[i] = rows + tokens[min(from + i * step, C::N - 1)] * stride;
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i)
-        if (const int column = from + i * step; column < C::N)
-          ptx::copy_16(tile + swizzled<C::kAtomBytes>(C::N, column, chunk), row[i], bytes);
-    }
-    this->fetch_tile_factors([&](int column) { return map_row(unit, side) + tokens[column]; }, C::N, unit.inner,
-                             unit.outer);
-    this->copies_arrive();
-    __syncwarp();
+  // Writes which columns of `rows` tokens count, as they are copied in boxes of eight; says as `keep_columns` does.
+  __device__ __forceinline__ int keep_marked(const KeptTokens& kept, int first, int rows) {
+    return keep([&](int column) {
+      const int token = rows >= 8 ? min(column & ~7, rows - 8) + (column & 7) : column;
+      return kept.keeps(first + token) && token < rows;
+    });
   }
 
   // Writes the stage's kept columns; says whether there is one, and whether there are all.
   __device__ __forceinline__ int keep_columns(const Span& document, int first, int rows) {
     const Segments& side = this->args.problem.documents;
+    if (!side.mask) return keep([&](int column) { return column < rows; });
+    return keep([&](int column) { return mask_byte(side, document, first + column, column < rows); });
+  }
+  template <class Keeps>
+  __device__ __forceinline__ int keep(const Keeps& keeps) {
     constexpr int kWords = (C::N + 31) / 32;
-    bool kept[kWords];
+    int kept[kWords];
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) {  // all bytes of the mask are on their way before the first is looked at
-      const int column = w * 32 + this->lane;
-      kept[w] = column < rows && token_kept(side, document, first + column);
-    }
+    for (int w = 0; w < kWords; ++w) kept[w] = keeps(w * 32 + this->lane);  // all are asked before one is looked at
     int count = 0;
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
-      const uint32_t bits = __ballot_sync(~0u, kept[w]);
+      const uint32_t bits = __ballot_sync(~0u, kept[w] && w * 32 + this->lane < C::N);
       if (this->lane == 0 && this->warp == kProducerWarp) this->shared.stages[this->ring.at].bits[w] = bits;
       count += __popc(bits);
     }

@@ -27,6 +27,39 @@ int64_t average_length(const Segments& documents) {
   return documents.packed() ? ceil_div(documents.extent, std::max<int64_t>(documents.count, 1)) : documents.extent;
 }
 
+// How many clusters of two, four and eight blocks of a kernel run at once.
+struct Clusters {
+  static constexpr int kSizes = 3;
+  int active[kSizes];
+
+  template <class Kernel>
+  Clusters(Kernel kernel, int threads, int shared_bytes) {
+    for (int i = 0; i < kSizes; ++i) {
+      cudaLaunchAttribute size{};
+      size.id = cudaLaunchAttributeClusterDimension;
+      size.val.clusterDim = {2u << i, 1, 1};
+      cudaLaunchConfig_t config{};
+      config.gridDim = 2u << i;
+      config.blockDim = threads;
+      config.dynamicSmemBytes = shared_bytes;
+      config.attrs = &size;
+      config.numAttrs = 1;
+      if (cudaOccupancyMaxActiveClusters(&active[i], kernel, &config) != cudaSuccess) active[i] = 0;
+    }
+  }
+};
+
+// Blocks that share each document, so that few long ones still fill the GPU.
+template <class C>
+int64_t pieces_of(const ForwardArgs& args, int64_t units, const Clusters& clusters) {
+  const Segments& documents = args.problem.documents;
+  if (documents.mask || units > clusters.active[0]) return 1;
+  const int64_t tiles = ceil_div(average_length(documents), C::N);
+  int64_t pieces = 1;
+  for (int i = 0; i < Clusters::kSizes && units <= clusters.active[i] && pieces < tiles; ++i) pieces *= 2;
+  return pieces;
+}
+
 template <class C, class T, bool kArgmax, Columns kColumns>
 void launch(const ForwardArgs& args, cudaStream_t stream) {
   const auto kernel = sm90_forward<C, T, kArgmax, kColumns>;
@@ -36,6 +69,7 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
           "shared memory of sm90_forward");
     done = true;
   }
+  static const Clusters clusters(kernel, C::kThreads, C::kSharedBytes);
   const Segments& documents = args.problem.documents;
   CUtensorMap query_map{}, document_map{}, tail_map{};
   Sm90Args mapped{args};
@@ -49,24 +83,31 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   const int64_t rows = documents.packed() ? documents.extent : documents.count * documents.extent;
   mapped.pass_through = (args.problem.pairing == Pairing::slab || (cross && units == args.count)) &&
                         rows * documents.dim * element_size(documents.dtype) < int64_t{4} * current_device().l2_bytes;
-  mapped.gathers = mapped.tma && documents.mask;
+  mapped.masked = mapped.tma && documents.mask;
   mapped.dense = mapped.tma && units < INT32_MAX && dense(args.problem);
   mapped.dense_units = static_cast<uint32_t>(units);
+  mapped.pieces = static_cast<int32_t>(pieces_of<C>(args, units, clusters));
   // As few blocks as share the work as evenly: none is left with a last unit of its own. Ragged documents are shared
   // out by their tokens.
   const int64_t places = int64_t{current_device().sms} * C::kPerSm;
   const int64_t share = std::max<int64_t>(1, ceil_div(units, places));
   const bool by_tokens = cross && documents.packed();
   cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(by_tokens ? std::min(units, places) : ceil_div(units, share));
+  config.gridDim =
+      static_cast<unsigned>(mapped.pieces * (by_tokens ? std::min(units, places) : ceil_div(units, share)));
   config.blockDim = C::kThreads;
   config.dynamicSmemBytes = C::kSharedBytes;
   config.stream = stream;
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &early;
-  config.numAttrs = args.follows_table;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (args.follows_table) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (mapped.pieces > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(mapped.pieces), 1, 1};
+  }
   check(cudaLaunchKernelEx(&config, kernel, mapped, query_map, document_map, tail_map), "sm90_forward");
 }
 

@@ -26,11 +26,11 @@ struct Sm90Shared {
   uint64_t full[C::kStages], empty[C::kStages], scaled[C::kStages];
   uint64_t queries_full[C::kQueryBuffers], queries_empty[C::kQueryBuffers];
   uint64_t finished_full[kFinished], finished_empty[kFinished];
+  uint64_t pieces_full[kFinished];  // of the other blocks that share documents with this one
   StageInfo stages[C::kStages];
   BlockInfo blocks[C::kQueryBuffers][C::kBlocks];
   Finished finished[kFinished];
   Unit ahead[32];
-  int32_t tokens[C::kStages][C::N];  // of the columns of tiles that were gathered
   float token_scale[C::kStages][C::N], token_minimum[C::kSplit ? C::kStages : 1][C::N];
   float row_scale[C::kQueryBuffers][C::kRows];
   alignas(16) float maxima[kFinished][C::kRows];  // [block][token]
@@ -38,7 +38,7 @@ struct Sm90Shared {
 
   // `copies`: the producer's lanes copy parts of a tile themselves. `stored`: and factors of query rows. `scalers`: who
   // else has to do with a tile before it can be multiplied.
-  __device__ __forceinline__ void init(bool tma, bool stored, bool copies, int scalers) {
+  __device__ __forceinline__ void init(bool tma, bool stored, bool copies, int scalers, int pieces) {
     // Where all lanes of a warp wrote or read, all of them arrive.
     const int loaders = tma ? 1 : 1 + kLoaderWarps;
     for (int i = 0; i < C::kStages; ++i) {
@@ -53,6 +53,7 @@ struct Sm90Shared {
     for (int i = 0; i < kFinished; ++i) {
       ptx::mbarrier_init(&finished_full[i], C::kGroups * 128);
       ptx::mbarrier_init(&finished_empty[i], 32);
+      ptx::mbarrier_init(&pieces_full[i], max(1, pieces - 1));
     }
     ptx::mbarrier_init_fence();
   }
@@ -79,9 +80,8 @@ __device__ __forceinline__ int block_row(int block, int token) {
 // each holds the last eight: tokens that were met already change nothing.
 struct TileTokens {
   int32_t first, last_eight;
-  const int32_t* listed;  // of a gathered tile
   __device__ __forceinline__ int32_t at(int column) const {
-    return listed ? listed[column] : first + min(column & ~7, last_eight) + (column & 7);
+    return first + min(column & ~7, last_eight) + (column & 7);
   }
 };
 

@@ -24,20 +24,24 @@ template <int kBlocks, int kColumns = 0>
 class UnitWalk {
  public:
   __device__ __forceinline__ UnitWalk(const ForwardArgs& args, Unit (&ahead)[32])
-      : args_(args), ahead_(ahead), cross_(args.problem.pairing == Pairing::cross) {
+      : args_(args),
+        ahead_(ahead),
+        cross_(args.problem.pairing == Pairing::cross),
+        block_(blockIdx.x / args.pieces),
+        blocks_(gridDim.x / args.pieces) {
     const int64_t groups = cross_ ? quotient(block_count(args) + kBlocks - 1, kBlocks) : 1;
     const int64_t units = groups * args.count;
     // One query group: documents are dealt round-robin. Several: a contiguous range each, so that rows stay resident.
     const bool deal = cross_ && groups == 1;
     if (kColumns && cross_ && args.problem.documents.packed()) {
-      base_ = first_unit(groups, blockIdx.x);
-      to_ = first_unit(groups, blockIdx.x + 1);
+      base_ = first_unit(groups, block_);
+      to_ = first_unit(groups, block_ + 1);
       step_ = 1;
       return;
     }
-    base_ = deal ? blockIdx.x : quotient(units * blockIdx.x, gridDim.x);
-    to_ = deal ? units : quotient(units * (blockIdx.x + 1), gridDim.x);
-    step_ = deal ? gridDim.x : 1;
+    base_ = deal ? block_ : quotient(units * block_, blocks_);
+    to_ = deal ? units : quotient(units * (block_ + 1), blocks_);
+    step_ = deal ? blocks_ : 1;
   }
 
   __device__ __forceinline__ bool cross() const { return cross_; }
@@ -72,13 +76,13 @@ class UnitWalk {
   // whatever is compared, a larger target never finds a smaller unit.
   __device__ __forceinline__ int64_t first_unit(int64_t groups, unsigned block) const {
     const Segments& side = args_.problem.documents;
-    if (block >= gridDim.x) return groups * args_.count;
+    if (block >= blocks_) return groups * args_.count;
     const auto cost = [&](int64_t document) {
       const int64_t tokens = side.offsets[args_.first + document] - side.offsets[args_.first];
       return max(int64_t{0}, min(tokens, side.extent)) + document * (kColumns / 2);
     };
     const int64_t group_cost = max(int64_t{1}, cost(args_.count));
-    const int64_t share = quotient(groups * group_cost, gridDim.x), rest = groups * group_cost - share * gridDim.x;
+    const int64_t share = quotient(groups * group_cost, blocks_), rest = groups * group_cost - share * blocks_;
     const int64_t target = share * block + min(rest, int64_t{block});
     const int64_t group = quotient(target, group_cost), behind = target - group * group_cost;
     // The first document with no less before it: 32 are looked at together.
@@ -121,6 +125,7 @@ class UnitWalk {
   const ForwardArgs& args_;
   Unit (&ahead_)[32];
   const bool cross_;
+  const unsigned block_, blocks_;  // thread blocks that share documents count as one
   int64_t base_, to_, step_;
   int at_ = 0, batch_ = 0;
 };
@@ -134,7 +139,7 @@ struct Tile {
 
   __device__ __forceinline__ Tile(int from, int length, bool masked) : first(from), last(from + kColumns >= length) {
     if (last && length >= kColumns && !masked) first = length - kColumns;
-    rows = min(kColumns, length - first);
+    rows = max(0, min(kColumns, length - first));
   }
 };
 

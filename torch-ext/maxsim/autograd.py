@@ -3,6 +3,8 @@ The forward pass saves one int32 per query token and pair; the backward pass fol
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -46,7 +48,7 @@ def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.normalize, ctx.path, ctx.backward_mode = normalize, path, backward_mode
 
 
-def _gradients(ctx, grad_scores: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def _gradients(ctx, grad_scores: Tensor | None, backward: Callable = backward) -> tuple[Tensor | None, Tensor | None]:
     if grad_scores is None:
         return None, None
     argmax, *problem = ctx.saved_tensors
@@ -83,17 +85,21 @@ torch.library.register_autograd(add_op_namespace_prefix("backward"), refuse)
 
 class _EagerForwardArgmax(torch.autograd.Function):
     """A third of what the op's own formula costs the host: its arguments come in one piece beside the two that may
-    need a gradient."""
+    need a gradient, and the ops are not asked for formulas of theirs."""
 
     @staticmethod
     def forward(ctx, queries: Tensor, documents: Tensor, arguments: tuple) -> tuple[Tensor, Tensor]:
-        output = _kernels.forward_argmax(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            output = _kernels.forward_argmax(*arguments)
         _save(ctx, arguments, output)
         return output
 
     @staticmethod
     def backward(ctx, grad_scores: Tensor | None, _: Tensor | None) -> tuple:
-        return *_gradients(ctx, grad_scores), None
+        if torch.is_grad_enabled():  # a graph of the gradient is made, which must know that it ends here
+            return *_gradients(ctx, grad_scores), None
+        with torch._C._AutoDispatchBelowAutograd():
+            return *_gradients(ctx, grad_scores, _kernels.backward), None
 
 
 class _ForwardArgmax(torch.autograd.Function):
