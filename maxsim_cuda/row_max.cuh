@@ -2,6 +2,8 @@
 // 8j + 2 (lane % 4) and the next one, of row lane / 4 and of the row 8 below, in four consecutive accumulators.
 #pragma once
 
+#include <type_traits>
+
 #include "device_problem.cuh"
 
 namespace maxsim {
@@ -183,9 +185,14 @@ template <int kCount, class A, bool kArgmax, class Tokens, bool kScaled>
 __device__ __forceinline__ void take_products(const A (&c)[kCount], RowState<kArgmax>& row, const Tokens& tokens,
                                               int column0, bool full, const uint32_t* bits,
                                               const ColumnScale<kScaled>& scale) {
-  if (full ? take_maxima(c, row, tokens, column0, EveryColumn{}, scale)
-           : take_maxima(c, row, tokens, column0, KeptColumns{bits, column0}, scale))
-    return;
+  // Sums of integers and factors leave no registers for the masks.
+  if constexpr (std::is_same_v<A, float> && !kScaled) {
+    if (full ? take_maxima(c, row, tokens, column0, EveryColumn{}, scale)
+             : take_maxima(c, row, tokens, column0, KeptColumns{bits, column0}, scale))
+      return;
+  } else {
+    if (full && take_maxima(c, row, tokens, column0, EveryColumn{}, scale)) return;
+  }
 #pragma unroll
   for (int j = 0; j < kCount / 4; ++j) {
     const int column = column0 + j * 8;

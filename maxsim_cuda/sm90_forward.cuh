@@ -82,9 +82,9 @@ struct Sm90Consumer {
     const StageInfo& info = shared.stages[stage];
     const bool full = __shfl_sync(~0u, flags, 0) & StageInfo::kFull;
     const TileTokens tokens{info.first_token, info.last_eight};
-    // What follows from a column's number is rarely asked for: it must not occupy registers that factors wait in.
     int column0 = lane % 4 * 2;
-    asm volatile("" : "+r"(column0));
+    // What follows from a column's number is rarely asked for: it must not occupy registers that factors wait in.
+    if constexpr (kStored<T>) asm volatile("" : "+r"(column0));
     take_products(products[tile], rows[tile], tokens, column0, full, info.bits,
                   ColumnScale<kColumns != Columns::plain>{shared.token_scale[stage]});
   }
