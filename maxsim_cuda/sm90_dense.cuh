@@ -8,8 +8,7 @@
 namespace maxsim {
 namespace cuda {
 
-// kFactors: of the warp that walks beside it and fetches the factors of tokens.
-template <class C, class T, Columns kColumns, bool kFactors = false>
+template <class C, class T, Columns kColumns>
 struct Sm90DenseProducer : Sm90Feed<C, T, kColumns> {
   using Sm90Feed<C, T, kColumns>::Sm90Feed;
 
@@ -36,12 +35,7 @@ struct Sm90DenseProducer : Sm90Feed<C, T, kColumns> {
       document += step;
       if (!deal && document == inner) document = 0, ++group;
     }
-    if constexpr (kFactors) {
-      this->acquire();
-      this->copies_arrive();
-    } else {
-      this->end();
-    }
+    this->end();
   }
 
   __device__ __forceinline__ void stream(bool cross, uint32_t group, int part, uint32_t document, uint32_t unit,
@@ -54,17 +48,12 @@ struct Sm90DenseProducer : Sm90Feed<C, T, kColumns> {
       const bool last = tile.last;
       if (last) flags |= StageInfo::kLast | (release ? StageInfo::kRelease : 0);
       this->acquire();
+      flags |= this->keep_first(tile.rows);
       const int inner = cross ? 0 : static_cast<int>(document);
       const int outer = cross ? static_cast<int>(target) : static_cast<int>(group);
-      if constexpr (kFactors) {
-        this->fetch_tile_factors(tile.rows, tile.first, inner, outer);
-        this->copies_arrive();
-      } else {
-        flags |= this->keep_first(tile.rows);
-        this->copy_tile(flags, tile.first, tile.rows, target, tile.first, inner, outer);
-      }
+      this->copy_tile(flags, tile.first, tile.rows, target, tile.first, inner, outer);
       this->ring.advance();
-      if (!kFactors && from == piece.from && new_queries)
+      if (from == piece.from && new_queries)
         load_queries(cross, group, part);  // behind the tile that takes longer to come
       if (last) return;
       flags = 0;

@@ -139,7 +139,7 @@ struct Tile {
 
   __device__ __forceinline__ Tile(int from, int length, bool masked) : first(from), last(from + kColumns >= length) {
     if (last && length >= kColumns && !masked) first = length - kColumns;
-    rows = max(0, min(kColumns, length - first));
+    rows = min(kColumns, length - first);
   }
 };
 
