@@ -54,9 +54,11 @@ template <class C>
 int64_t pieces_of(const ForwardArgs& args, int64_t units, const Clusters& clusters) {
   const Segments& documents = args.problem.documents;
   if (documents.mask || units > clusters.active[0]) return 1;
+  constexpr int64_t kWorthwhile = 16;  // tiles of a piece: fewer take no longer than a cluster's start and its merging
   const int64_t tiles = ceil_div(average_length(documents), C::N);
   int64_t pieces = 1;
-  for (int i = 0; i < Clusters::kSizes && units <= clusters.active[i] && pieces < tiles; ++i) pieces *= 2;
+  for (int i = 0; i < Clusters::kSizes && units <= clusters.active[i] && 2 * pieces * kWorthwhile <= tiles; ++i)
+    pieces *= 2;
   return pieces;
 }
 

@@ -31,7 +31,9 @@ def test_every_dim(maxsim, path, dim, dtypes):
 
 
 @pytest.mark.parametrize("dtypes", SAME_DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("query_length, document_length", [(1, 1), (1, 3000), (1100, 5), (129, 257), (32, 300)])
+@pytest.mark.parametrize(
+    "query_length, document_length", [(1, 1), (1, 3000), (40, 9000), (1100, 5), (129, 257), (32, 300)]
+)
 def test_every_length(maxsim, path, query_length, document_length, dtypes):
     batch = Batch.random([query_length], [document_length, document_length], 64, dtypes, path.device)
     laid = helpers.cross(maxsim, batch)
