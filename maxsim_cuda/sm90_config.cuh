@@ -3,6 +3,7 @@
 
 #include <cuda.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -29,15 +30,20 @@ constexpr bool kStored = sizeof(T) == 1;
 // `units`: of split operands, norms included.
 enum class Columns { plain, norms, given, units };
 
+// Rows of so many bytes and fewer are cheaper to spread than to have copied one by one.
+constexpr int kSpreadBytes = 48;
+
 // What a block may take of the 227 KB, less the barriers and descriptions that Sm90Shared holds.
 constexpr int kSharedLimit = 215 * 1024;
 
-// kGroups math warpgroups hold kTiles x 64 query rows each and meet N document tokens a step; rows of kAtoms x 128
-// bytes. kSplit: operands are pairs of fp16 whose sum is the input, made by kSplitWarps more warps.
+// kGroups math warpgroups hold kTiles x 64 query rows each and meet N document tokens a step; rows of kAtoms x
+// kAtomBytes. kSplit: operands are pairs of fp16 whose sum is the input, made by kSplitWarps more warps. kSpreads: rows
+// of up to kSpreadBytes come as they lie in memory, and the loader warps spread them.
 template <int kGroups_, int kTiles_, int N_, int kAtoms_, int kStageBytes, int kPerSm_ = 1, int kQueryBuffers_ = 1,
-          int kSplitWarps_ = 0>
+          int kSplitWarps_ = 0, int kAtomBytes_ = 128, bool kSpreads_ = false>
 struct Sm90Config {
   static constexpr int kGroups = kGroups_, kTiles = kTiles_, N = N_, kAtoms = kAtoms_, kPerSm = kPerSm_;
+  static constexpr int kAtomBytes = kAtomBytes_, kRowBytes = kAtoms * kAtomBytes;
   static constexpr int kQueryBuffers = kQueryBuffers_;
   static constexpr bool kSplit = kSplitWarps_ > 0;
   static constexpr int kRows = kGroups * kTiles * 64;
@@ -48,10 +54,13 @@ struct Sm90Config {
   // Registers a thread, moved from the other warps to the math warpgroups where those need more than an even share.
   static constexpr int kMathRegisters = kGroups == 4 ? 104 : kGroups * kTiles == 4 ? 200 : 0;
   static constexpr int kOtherRegisters = kGroups == 4 ? 64 : 104;
-  static constexpr int kTileBytes = N * kAtoms * 128;
-  static constexpr int kQueryBytes = kRows * kAtoms * 128;
-  static constexpr int kStages = kStageBytes / kTileBytes < 6 ? kStageBytes / kTileBytes : 6;     // more change nothing
-  static constexpr int kSharedBytes = 1024 + kQueryBuffers * kQueryBytes + kStages * kTileBytes;  // 1024 to align
+  static constexpr int kTileBytes = N * kRowBytes;
+  static constexpr int kQueryBytes = kRows * kRowBytes;
+  static constexpr bool kSpreads = kSpreads_;
+  static constexpr int kStagedBytes = kSpreads ? N * kSpreadBytes : 0;
+  static constexpr int kStages = std::min(kStageBytes / (kTileBytes + kStagedBytes), 6);  // more change nothing
+  static constexpr int kSharedBytes =
+      1024 + kQueryBuffers * kQueryBytes + kStages * (kTileBytes + kStagedBytes);  // 1024 to align
   static_assert(N % 8 == 0 && N <= 160, "five words of kept bits, and a legal wgmma width");
   static_assert(kStages >= 2, "a tile must arrive while another is read");
   // Registers move only within what the block was launched with: whoever asks for more waits for ever.
@@ -68,6 +77,19 @@ using Sm90Lean = Sm90Config<1, 1, 128 / kAtoms, kAtoms, 3 * 16384, 2, 2>;
 // The same over so many documents that starting up no longer counts: wider tiles, one block an SM, 2 % faster.
 template <int kAtoms>
 using Sm90Long = Sm90Config<1, 1, 104, kAtoms, 3 * 104 * 128 * kAtoms, 1, 2>;
+// The width of tiles that are to waste little on documents of a few hundred tokens. Integer products have none of 104.
+template <class T>
+constexpr int kThrifty = std::is_same_v<T, int8_t> ? 112 : 104;
+// One short query, where tokens have factors: these cost time for each column, wasted or not.
+template <class T>
+using Sm90LeanScaled = Sm90Config<1, 1, kThrifty<T>, 1, 4 * kThrifty<T> * 128, 2, 2>;
+// One short query and eight-bit rows of 64 bytes and fewer: half the shared memory and half the products of Lean. Twice
+// as many rows want to come in the time, so no row of a tile should be idle.
+template <class T>
+using Sm90Narrow = Sm90Config<1, 1, kThrifty<T>, 1, 6 * kThrifty<T> * 64, 2, 2, 0, 64>;
+// Where they follow one another in memory and are shorter still, they come as one piece and are spread. Without factors
+// of tokens: beside spreading nobody has the time to fetch those.
+using Sm90Spread = Sm90Config<1, 1, 128, 1, 6 * 128 * (64 + kSpreadBytes), 2, 2, 0, 64, true>;
 // Up to 128 query tokens for each document token read: memory-bound still, one block an SM with a warpgroup for
 // each 64. N follows the document's length (least waste).
 template <int kAtoms, int N>

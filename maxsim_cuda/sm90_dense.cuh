@@ -8,7 +8,8 @@
 namespace maxsim {
 namespace cuda {
 
-template <class C, class T, Columns kColumns>
+// kFactors: of the warp that walks beside it and fetches the factors of tokens.
+template <class C, class T, Columns kColumns, bool kFactors = false>
 struct Sm90DenseProducer : Sm90Feed<C, T, kColumns> {
   using Sm90Feed<C, T, kColumns>::Sm90Feed;
 
@@ -35,7 +36,12 @@ struct Sm90DenseProducer : Sm90Feed<C, T, kColumns> {
       document += step;
       if (!deal && document == inner) document = 0, ++group;
     }
-    this->end();
+    if constexpr (kFactors) {
+      this->acquire();
+      this->copies_arrive();
+    } else {
+      this->end();
+    }
   }
 
   __device__ __forceinline__ void stream(bool cross, uint32_t group, int part, uint32_t document, uint32_t unit,
@@ -48,12 +54,17 @@ struct Sm90DenseProducer : Sm90Feed<C, T, kColumns> {
       const bool last = tile.last;
       if (last) flags |= StageInfo::kLast | (release ? StageInfo::kRelease : 0);
       this->acquire();
-      flags |= this->keep_first(tile.rows);
       const int inner = cross ? 0 : static_cast<int>(document);
       const int outer = cross ? static_cast<int>(target) : static_cast<int>(group);
-      this->copy_tile(flags, tile.first, tile.rows, target, tile.first, inner, outer);
+      if constexpr (kFactors) {
+        this->fetch_tile_factors(tile.rows, tile.first, inner, outer);
+        this->copies_arrive();
+      } else {
+        flags |= this->keep_first(tile.rows);
+        this->copy_tile(flags, tile.first, tile.rows, target, tile.first, inner, outer);
+      }
       this->ring.advance();
-      if (from == piece.from && new_queries)
+      if (!kFactors && from == piece.from && new_queries)
         load_queries(cross, group, part);  // behind the tile that takes longer to come
       if (last) return;
       flags = 0;

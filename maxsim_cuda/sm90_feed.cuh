@@ -18,11 +18,15 @@ struct Sm90Maps {
 
 template <class C, class T, Columns kColumns>
 struct Sm90Feed {
+  // In the plain case a warp of its own fetches the factors of tokens: the producer has no time for that.
+  static constexpr bool kFactorWarp = kColumns == Columns::given;
+
   const Sm90Args& args;
   const Sm90Maps maps;
   Sm90Shared<C>& shared;
   char* queries;
   char* tiles;
+  char* staged;  // behind the tiles: rows that are yet to be spread
   int warp, lane;
   Ring<C::kStages> ring{0, 1};
   Ring<C::kQueryBuffers> buffer{0, 1};
@@ -35,6 +39,7 @@ struct Sm90Feed {
         shared(shared_),
         queries(queries_),
         tiles(tiles_),
+        staged(tiles_ + C::kStages * C::kTileBytes),
         warp(warp_),
         lane(lane_),
         stream_policy(ptx::pass_through_l2()) {}
@@ -92,26 +97,35 @@ struct Sm90Feed {
   // One tile, described already but for its bytes. Row 0 of the tile is row `row` of the map.
   __device__ __forceinline__ void copy_tile(int flags, int first, int rows, int64_t target, int row, int inner,
                                             int outer) {
-    const int present = atoms(args.problem.documents);
+    const Segments& side = args.problem.documents;
+    const int present = atoms(side);
     const int boxes = rows >= 8 ? C::N / 8 : rows > 0, last_eight = max(rows - 8, 0);
-    publish(flags, first, last_eight, target, boxes * 8 * present * 128);
-    if (rows == C::N) {
+    const int bytes = C::kSpreads ? rows * static_cast<int>(side.dim) : boxes * 8 * present * C::kAtomBytes;
+    publish(flags, first, last_eight, target, bytes);
+    if (C::kSpreads) {
+      if (lane == 0 && bytes)
+        ptx::bulk_load(staged + ring.at * C::kStagedBytes,
+                       static_cast<const char*>(side.data) + outer * side.segment_stride.outer +
+                           inner * side.segment_stride.inner + row * side.dim,
+                       bytes, &shared.full[ring.at]);
+    } else if (rows == C::N) {
       if (lane == 0)
 #pragma unroll
         for (int atom = 0; atom < C::kAtoms; ++atom)
-          if (atom < present) load(tile() + atom * C::N * 128, maps.documents, atom, row, inner, outer);
+          if (atom < present) load(tile() + atom * C::N * C::kAtomBytes, maps.documents, atom, row, inner, outer);
     } else {
       __syncwarp();  // no byte may arrive before its count
       if (lane < boxes)
 #pragma unroll
         for (int atom = 0; atom < C::kAtoms; ++atom)
           if (atom < present)
-            load(tile() + atom * C::N * 128 + lane * 1024, maps.tails, atom, row + min(lane * 8, last_eight), inner,
-                 outer);
+            load(tile() + (atom * C::N + lane * 8) * C::kAtomBytes, maps.tails, atom, row + min(lane * 8, last_eight),
+                 inner, outer);
     }
-    fetch_tile_factors([&](int column) { return row + min(column & ~7, last_eight) + (column & 7); },
-                       rows >= 8 ? C::N : rows, inner, outer);
-    copies_arrive();
+    if (!kFactorWarp || !args.dense) {
+      fetch_tile_factors(rows, row, inner, outer);
+      copies_arrive();
+    }
     __syncwarp();
   }
 
@@ -119,13 +133,19 @@ struct Sm90Feed {
   __device__ __forceinline__ void end() {
     acquire();
     publish(StageInfo::kEnd, 0, 0, 0, 0);
-    if (args.tma) copies_arrive();
+    if (args.tma && (!kFactorWarp || !args.dense)) copies_arrive();
   }
 
   // Whether the tiles that are split hold stored documents, whose factors the splitting warps need.
   __device__ __forceinline__ bool splits_stored() const { return C::kSplit && is_stored(args.problem.documents.dtype); }
 
   // The factors of a tile's columns, if it has any. `row_of` a column: in its segment or in the packed view.
+  __device__ __forceinline__ void fetch_tile_factors(int rows, int row, int inner, int outer) {
+    if (rows == C::N) return fetch_tile_factors([&](int column) { return row + column; }, C::N, inner, outer);
+    const int last_eight = max(rows - 8, 0);
+    fetch_tile_factors([&](int column) { return row + min(column & ~7, last_eight) + (column & 7); },
+                       rows >= 8 ? C::N : rows, inner, outer);
+  }
   template <class RowOf>
   __device__ __forceinline__ void fetch_tile_factors(const RowOf& row_of, int columns, int inner, int outer) {
     if (kColumns != Columns::given && !splits_stored()) return;
@@ -138,13 +158,15 @@ struct Sm90Feed {
   __device__ __forceinline__ void fetch_factors(const TokenFactor& factor, float* to, const RowOf& row_of, int columns,
                                                 int inner, int outer) {
     const float* from = factor.data + outer * factor.segment_stride.outer + inner * factor.segment_stride.inner;
+    if (factor.block == 1 && factor.block_stride == 1) {  // no address needs more than an addition
 #pragma unroll
-    for (int first = 0; first < C::N; first += 32)
-      if (const int column = first + lane; column < columns) {
-        const int row = row_of(column);
-        ptx::copy_4(to + column,
-                    factor.block == 1 ? from + row * factor.block_stride : &Segments::factor(factor, from, row));
-      }
+      for (int first = 0; first < C::N; first += 32)
+        if (const int column = first + lane; column < columns) ptx::copy_4(to + column, from + row_of(column));
+    } else {
+#pragma unroll 1
+      for (int column = lane; column < columns; column += 32)
+        ptx::copy_4(to + column, &Segments::factor(factor, from, row_of(column)));
+    }
   }
   // What this lane copied itself arrives on its own.
   __device__ __forceinline__ void copies_arrive() {
@@ -174,7 +196,7 @@ struct Sm90Feed {
     const int loaded = atoms(args.problem.queries), features = atom_features(args.problem.queries);
     if (lane < C::kBlocks) shared.blocks[buffer.at][lane] = info;
     if (lane == 0)
-      ptx::mbarrier_arrive_expect(barrier, __popc(present) * kBlockTokens * loaded * 128);
+      ptx::mbarrier_arrive_expect(barrier, __popc(present) * kBlockTokens * loaded * C::kAtomBytes);
     else
       ptx::mbarrier_arrive(barrier);
     __syncwarp();  // no byte may arrive before its count
@@ -185,7 +207,7 @@ struct Sm90Feed {
       const int from = __shfl_sync(~0u, info.row, block % 32) + token, outer = __shfl_sync(~0u, query, block % 32);
       if (box < kBoxes && atom < loaded && (present >> block & 1)) {
         const int row = block_row<C>(block, token);
-        ptx::tma_load(query_buffer() + row / 64 * 64 * C::kAtoms * 128 + atom * 64 * 128 + row % 64 * 128,
+        ptx::tma_load(query_buffer() + row / 64 * 64 * C::kRowBytes + (atom * 64 + row % 64) * C::kAtomBytes,
                       &maps.queries, barrier, atom * features, from, 0, outer);
       }
     }

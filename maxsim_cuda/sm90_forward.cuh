@@ -3,11 +3,13 @@
 // score tile is ever written.
 #pragma once
 
+#include "ptx/mma.cuh"
 #include "ptx/wgmma.cuh"
 #include "row_max.cuh"
 #include "sm90_dense.cuh"
 #include "sm90_finisher.cuh"
 #include "sm90_producer.cuh"
+#include "sm90_spread.cuh"
 #include "sm90_split.cuh"
 
 namespace maxsim {
@@ -18,8 +20,10 @@ struct Sm90Consumer {
   const Sm90Args& args;
   Sm90Shared<C>& shared;
   uint32_t queries, tiles;  // wgmma operands: this warpgroup's rows of the first buffer, and the first stage
+  const char* query_rows;   // and the former's address
   int group, warp, lane;
-  typename ptx::Wgmma<T, C::N>::Accumulator products[C::kTiles][C::N / 2];
+  std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float> products[C::kTiles][C::N / 2];
+  uint32_t held[C::kTiles][C::kRowBytes / 32][4];  // query rows, of eight-bit types
   RowState<kArgmax> rows[C::kTiles];
   Ring<C::kQueryBuffers> buffer;
   Ring<Sm90Shared<C>::kFinished> finished{0, 1};
@@ -27,7 +31,7 @@ struct Sm90Consumer {
   bool idle;       // this warp's rows belong to no query: what their memory holds is nobody's
 
   __device__ __forceinline__ void issue(int tile, int stage) {
-    const uint32_t a = queries + buffer.at * (C::kQueryBytes / 16) + tile * (64 * C::kAtoms * 128 / 16);
+    const uint32_t a = queries + buffer.at * (C::kQueryBytes / 16) + tile * (64 * C::kRowBytes / 16);
     const uint32_t b = tiles + stage * (C::kTileBytes / 16);
     ptx::wgmma_fence();
     if constexpr (C::kSplit) {
@@ -40,9 +44,28 @@ struct Sm90Consumer {
       multiply_halves(tile, a, b, !args.allow_tf32);
     } else {
 #pragma unroll
-      for (int k = 0; k < C::kAtoms * 4; ++k) multiply(tile, a, b, k / 4, k % 4, k > 0);
+      for (int k = 0; k < C::kRowBytes / 32; ++k) {
+        if constexpr (kStored<T>)
+          ptx::WgmmaHeld<T, C::N>::run(products[tile], held[tile][k], ptx::wgmma_descriptor<C::kAtomBytes>(b, k * 32),
+                                       k > 0);
+        else
+          multiply(tile, a, b, k / 4, k % 4, k > 0);
+      }
     }
     ptx::wgmma_commit();
+  }
+
+  // Eight-bit rows fit in registers beside the products, which then read a third less of shared memory.
+  __device__ __forceinline__ void hold_queries() {
+    int place = lane;
+    asm volatile("" : "+r"(place));  // as above: addresses of rare loads would be kept
+    const int row = warp * 16 + place % 16;
+#pragma unroll
+    for (int tile = 0; tile < C::kTiles; ++tile)
+#pragma unroll
+      for (int k = 0; k < C::kRowBytes / 32; ++k)
+        ptx::ldmatrix(held[tile][k], query_rows + buffer.at * C::kQueryBytes + tile * 64 * C::kRowBytes +
+                                         swizzled<C::kAtomBytes>(64, row, k * 2 + place / 16));
   }
 
   __device__ __forceinline__ void multiply(int tile, uint32_t a, uint32_t b, int atom, int k, bool adds) {
@@ -59,7 +82,10 @@ struct Sm90Consumer {
     const StageInfo& info = shared.stages[stage];
     const bool full = __shfl_sync(~0u, flags, 0) & StageInfo::kFull;
     const TileTokens tokens{info.first_token, info.last_eight};
-    take_products(products[tile], rows[tile], tokens, lane % 4 * 2, full, info.bits,
+    int column0 = lane % 4 * 2;
+    // What follows from a column's number is rarely asked for: it must not occupy registers that factors wait in.
+    if constexpr (kStored<T>) asm volatile("" : "+r"(column0));
+    take_products(products[tile], rows[tile], tokens, column0, full, info.bits,
                   ColumnScale<kColumns != Columns::plain>{shared.token_scale[stage]});
   }
 
@@ -89,7 +115,8 @@ struct Sm90Consumer {
 
   __device__ __forceinline__ void wait_stage(const Ring<C::kStages>& ring) {
     ptx::mbarrier_wait(&shared.full[ring.at], ring.phase);
-    if (C::kSplit || (kColumns != Columns::plain && args.tma)) ptx::mbarrier_wait(&shared.scaled[ring.at], ring.phase);
+    if (C::kSplit || ((C::kSpreads || kColumns != Columns::plain) && args.tma))
+      ptx::mbarrier_wait(&shared.scaled[ring.at], ring.phase);
   }
 
   // The same in every lane: what makes control flow around wgmma uniform for the compiler too.
@@ -120,6 +147,7 @@ struct Sm90Consumer {
           ptx::mbarrier_wait(&shared.queries_full[buffer.at], buffer.phase);
           const int block = C::kTiles == 1 ? group * 2 + warp / 2 : group * 4 + warp;
           idle = shared.blocks[buffer.at][block].kept == 0;
+          if constexpr (kStored<T>) hold_queries();
         }
 #pragma unroll
         for (int tile = 0; tile < C::kTiles; ++tile) issue(tile, ring.at);
@@ -173,7 +201,7 @@ __device__ __forceinline__ void scale_stages(Sm90Shared<C>& shared, const char* 
       ptx::mbarrier_wait(&shared.queries_full[buffer.at], buffer.phase);
       const char* rows = queries + buffer.at * C::kQueryBytes;
       for (int row = thread; row < C::kRows; row += kScaleThreads)
-        shared.row_scale[buffer.at][row] = inverse_norm_of<C, T>(rows + row / 64 * 64 * C::kAtoms * 128, 64, row % 64);
+        shared.row_scale[buffer.at][row] = inverse_norm_of<C, T>(rows + row / 64 * 64 * C::kRowBytes, 64, row % 64);
       buffer.advance();
     }
     for (int row = thread; row < C::N; row += kScaleThreads)
@@ -201,10 +229,16 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     ptx::tma_prefetch(&document_map);
     ptx::tma_prefetch(&query_map);
   }
+  static_assert(!C::kSpreads || kColumns == Columns::plain, "the producer has no time for factors beside");
+  // Who arrives on `scaled`: each lane for its copies, or a warp when it is done.
+  constexpr int kScalers = C::kSplit                    ? C::kSplitWarps
+                           : kColumns == Columns::norms ? kScaleThreads
+                           : kColumns == Columns::given ? 32
+                                                        : kLoaderWarps;
   // The producer starts on the barriers that it made; the others wait until they are there.
   constexpr int kProducerThread = C::kGroups * 128 + kProducerWarp * 32;
   if (threadIdx.x == kProducerThread)
-    shared.init(args.tma, kStored<T>, C::kSplit && is_stored(args.problem.documents.dtype), args.pieces);
+    shared.init(args.tma, kStored<T>, C::kSplit && is_stored(args.problem.documents.dtype), kScalers, args.pieces);
   __syncwarp();
   if (args.tma && group == C::kGroups && warp == kProducerWarp)
     asm volatile("bar.arrive 1, %0;" ::"n"(C::kThreads) : "memory");
@@ -216,8 +250,9 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     Sm90Consumer<C, T, kArgmax, kColumns>{
         args,
         shared,
-        ptx::wgmma_operand(ptx::shared_address(queries) + group * C::kTiles * 64 * C::kAtoms * 128),
+        ptx::wgmma_operand(ptx::shared_address(queries) + group * C::kTiles * 64 * C::kRowBytes),
         ptx::wgmma_operand(ptx::shared_address(tiles)),
+        queries + group * C::kTiles * 64 * C::kRowBytes,
         group,
         warp,
         lane}
@@ -237,6 +272,13 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
       Sm90DenseProducer<C, T, kColumns>(args, maps, shared, queries, tiles, warp, lane).run();
     else
       Sm90Producer<C, T, kColumns>(args, maps, shared, queries, tiles, warp, lane).run();
+  } else if constexpr (C::kSpreads) {
+    Sm90Spreader<C>{args, shared, ptx::shared_address(tiles), warp - kLoaderWarps, lane}.run();
+  } else if constexpr (Sm90Feed<C, T, kColumns>::kFactorWarp) {
+    if (args.dense && warp == kLoaderWarps)
+      Sm90DenseProducer<C, T, kColumns, true>(args, Sm90Maps{query_map, document_map, tail_map}, shared, queries, tiles,
+                                              warp, lane)
+          .run();
   } else if constexpr (kColumns == Columns::norms) {
     scale_stages<C, T>(shared, queries, tiles, threadIdx.x % 128 - 64);
   }

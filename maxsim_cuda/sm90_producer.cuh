@@ -92,6 +92,7 @@ template <class C, class T, Columns kColumns>
 struct Sm90Producer : Sm90Feed<C, T, kColumns> {
   using Sm90Feed<C, T, kColumns>::Sm90Feed;
   using Bits = std::conditional_t<kStored<T>, uint8_t, uint16_t>;
+  static constexpr int kAtomChunks = C::kAtomBytes / 16;
 
   __device__ __forceinline__ int loader() const {
     return this->lane + (this->warp == kProducerWarp ? 0 : (this->warp - kFinisherWarp) * 32);
@@ -143,7 +144,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
 
   __device__ __forceinline__ void copy_queries_by_hand(const BlockInfo& info) {
     const Segments& side = this->args.problem.queries;
-    const int buffer = this->buffer.at, chunks = this->atoms(side) * 8;
+    const int buffer = this->buffer.at, chunks = this->atoms(side) * kAtomChunks;
     char* to = this->query_buffer();
     if (this->warp == kProducerWarp && this->lane < C::kBlocks) this->shared.blocks[buffer][this->lane] = info;
     for (int b = 0; b < C::kBlocks; ++b) {
@@ -151,7 +152,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
       const uint32_t kept = __shfl_sync(~0u, info.kept, b);
       for (int i = loader(); kept && i < kBlockTokens * chunks; i += kLoaderThreads) {
         const int token = i / chunks, chunk = i % chunks, row = block_row<C>(b, token);
-        copy(to + row / 64 * 64 * C::kAtoms * 128 + swizzled(64, row % 64, chunk), side,
+        copy(to + row / 64 * 64 * C::kRowBytes + swizzled<C::kAtomBytes>(64, row % 64, chunk), side,
              begin + token * side.token_stride, chunk, kept >> token & 1);
       }
     }
@@ -159,7 +160,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     if constexpr (kColumns == Columns::norms) {
       sync_loaders();
       for (int row = loader(); row < C::kRows; row += kLoaderThreads)
-        this->shared.row_scale[buffer][row] = inverse_norm_of<C, T>(to + row / 64 * 64 * C::kAtoms * 128, 64, row % 64);
+        this->shared.row_scale[buffer][row] = inverse_norm_of<C, T>(to + row / 64 * 64 * C::kRowBytes, 64, row % 64);
     }
     if constexpr (kStored<T> || C::kSplit) {
       if (this->warp == kProducerWarp) this->fetch_row_factors(info);
@@ -240,11 +241,11 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     const Segments& side = this->args.problem.documents;
     char* tile = this->tile();
     flags |= keep_columns(unit.document, first, rows);
-    const int chunks = this->atoms(side) * 8;
+    const int chunks = this->atoms(side) * kAtomChunks;
     for (int i = loader(); i < C::N * chunks; i += kLoaderThreads) {
       const int row = i / chunks, chunk = i % chunks;
-      copy(tile + swizzled(C::N, row, chunk), side, unit.document.begin + (first + row) * side.token_stride, chunk,
-           row < rows);
+      copy(tile + swizzled<C::kAtomBytes>(C::N, row, chunk), side,
+           unit.document.begin + (first + row) * side.token_stride, chunk, row < rows);
     }
     ptx::fence_async_proxy();
     if (kColumns == Columns::given || this->splits_stored())

@@ -72,15 +72,16 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
     done = true;
   }
   static const Clusters clusters(kernel, C::kThreads, C::kSharedBytes);
+  const Segments& documents = args.problem.documents;
   CUtensorMap query_map{}, document_map{}, tail_map{};
   Sm90Args mapped{args};
-  mapped.tma = describe(args.problem.queries, C::kQueryBoxRows, &query_map) &&
-               describe(args.problem.documents, C::N, &document_map) && describe(args.problem.documents, 8, &tail_map);
+  mapped.tma = describe(args.problem.queries, C::kQueryBoxRows, &query_map, C::kAtomBytes) &&
+               describe(documents, C::N, &document_map, C::kAtomBytes) &&
+               describe(documents, 8, &tail_map, C::kAtomBytes);
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
   // A short stream that is read once leaves L2 to others: their dirty lines need not be written back to make room. A
   // long one fills L2 whatever it says, and is up to 5 % slower for saying so.
-  const Segments& documents = args.problem.documents;
   const int64_t rows = documents.packed() ? documents.extent : documents.count * documents.extent;
   mapped.pass_through = (args.problem.pairing == Pairing::slab || (cross && units == args.count)) &&
                         rows * documents.dim * element_size(documents.dtype) < int64_t{4} * current_device().l2_bytes;
@@ -119,24 +120,45 @@ bool wastes_less(int64_t length) {
   return cost(kFirst) < cost(kSecond);
 }
 
+// Whether a tile is one piece of memory, of rows short enough to be spread.
+bool comes_in_one_piece(const Segments& side) {
+  const SegmentStride& stride = side.segment_stride;
+  return !side.mask && side.dim % 16 == 0 && side.dim <= kSpreadBytes && side.token_stride == side.dim &&
+         side.feature_stride == 1 && reinterpret_cast<uintptr_t>(side.data) % 16 == 0 &&
+         (side.packed() || (stride.outer % 16 == 0 && stride.inner % 16 == 0));
+}
+
+// For up to two blocks of query rows.
+template <int kAtoms, class T, bool kArgmax, Columns kColumns>
+void launch_lean(const ForwardArgs& args, cudaStream_t stream) {
+  const Segments& documents = args.problem.documents;
+  if constexpr (kStored<T> && kColumns == Columns::plain)
+    if (comes_in_one_piece(documents)) return launch<Sm90Spread, T, kArgmax, kColumns>(args, stream);
+  if constexpr (kStored<T>)
+    if (documents.dim <= 64) return launch<Sm90Narrow<T>, T, kArgmax, kColumns>(args, stream);
+  if constexpr (!kArgmax && kColumns == Columns::plain && kAtoms == 2)
+    if (args.problem.pairing != Pairing::list && args.count >= 32 * current_device().sms)
+      return launch<Sm90Long<kAtoms>, T, kArgmax, kColumns>(args, stream);
+  if constexpr (kColumns == Columns::given)
+    launch<Sm90LeanScaled<T>, T, kArgmax, kColumns>(args, stream);
+  else
+    launch<Sm90Lean<kAtoms>, T, kArgmax, kColumns>(args, stream);
+}
+
 template <int kAtoms, class T, bool kArgmax, Columns kColumns>
 void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
   const int64_t blocks = blocks_per_document(args), length = average_length(args.problem.documents);
-  if (blocks <= 2) {
-    if constexpr (!kArgmax && kColumns == Columns::plain && kAtoms == 2)
-      if (args.problem.pairing != Pairing::list && args.count >= 32 * current_device().sms)
-        return launch<Sm90Long<kAtoms>, T, kArgmax, kColumns>(args, stream);
-    return launch<Sm90Lean<kAtoms>, T, kArgmax, kColumns>(args, stream);
-  }
+  if (blocks <= 2) return launch_lean<kAtoms, T, kArgmax, kColumns>(args, stream);
   if (blocks <= 4) {
     if (wastes_less<112, 128>(length)) return launch<Sm90Middle<kAtoms, 112>, T, kArgmax, kColumns>(args, stream);
     return launch<Sm90Middle<kAtoms, 128>, T, kArgmax, kColumns>(args, stream);
   }
-  if constexpr (kColumns == Columns::norms || (kArgmax && kColumns == Columns::given)) {
-    constexpr int kNarrow = std::is_same_v<T, int8_t> ? 112 : 104;
-    if (wastes_less<kNarrow, 128>(length))
-      return launch<Sm90Paired<kAtoms, kNarrow>, T, kArgmax, kColumns>(args, stream);
+  if constexpr (kColumns == Columns::norms) {
+    if (wastes_less<104, 128>(length)) return launch<Sm90Paired<kAtoms, 104>, T, kArgmax, kColumns>(args, stream);
     launch<Sm90Paired<kAtoms, 128>, T, kArgmax, kColumns>(args, stream);
+  } else if constexpr (kArgmax &&
+                       kColumns == Columns::given) {  // query rows and more columns have no room in registers
+    launch<Sm90Paired<kAtoms, Sm90Wide<kAtoms, T>::N>, T, kArgmax, kColumns>(args, stream);
   } else {
     launch<Sm90Wide<kAtoms, T>, T, kArgmax, kColumns>(args, stream);
   }

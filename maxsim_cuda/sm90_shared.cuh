@@ -36,14 +36,15 @@ struct Sm90Shared {
   alignas(16) float maxima[kFinished][C::kRows];  // [block][token]
   int32_t winners[kFinished][C::kRows];
 
-  // `copies`: the producer's lanes copy parts of a tile themselves. `stored`: and factors of its tokens.
-  __device__ __forceinline__ void init(bool tma, bool stored, bool copies, int pieces) {
+  // `copies`: the producer's lanes copy parts of a tile themselves. `stored`: and factors of query rows. `scalers`: who
+  // else has to do with a tile before it can be multiplied.
+  __device__ __forceinline__ void init(bool tma, bool stored, bool copies, int scalers, int pieces) {
     // Where all lanes of a warp wrote or read, all of them arrive.
     const int loaders = tma ? 1 : 1 + kLoaderWarps;
     for (int i = 0; i < C::kStages; ++i) {
       ptx::mbarrier_init(&full[i], loaders + (tma && copies ? 32 : 0));
       ptx::mbarrier_init(&empty[i], C::kGroups * 4);
-      ptx::mbarrier_init(&scaled[i], C::kSplit ? C::kSplitWarps : stored ? 32 : kScaleThreads);
+      ptx::mbarrier_init(&scaled[i], scalers);
     }
     for (int i = 0; i < C::kQueryBuffers; ++i) {
       ptx::mbarrier_init(&queries_full[i], (loaders + (stored || C::kSplit)) * 32);
@@ -84,9 +85,11 @@ struct TileTokens {
   }
 };
 
-// Byte offset of a 16-byte chunk in a [rows][kAtoms x 128 B] operand whose atoms are `rows` x 128 B, swizzled.
+// Byte offset of a 16-byte chunk in an operand of atoms of `rows` x kAtomBytes, swizzled.
+template <int kAtomBytes = 128>
 __device__ __forceinline__ int swizzled(int rows, int row, int chunk) {
-  return (chunk / 8) * rows * 128 + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
+  constexpr int kChunks = kAtomBytes / 16;
+  return (chunk / kChunks * rows + row) * kAtomBytes + ((chunk % kChunks) ^ (row * kAtomBytes / 128 % kChunks)) * 16;
 }
 
 // Factors of normalisation, taken from the tiles in shared memory by warps that have nothing else to do.

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-DIMS = [1, 16, 100, 128, 129, 320]
+DIMS = [1, 16, 32, 48, 64, 100, 128, 129, 320]
 
 
 def assert_scores(scores: Tensor, pairs: list, batch: Batch, limit: float, empty_score: float = 0.0) -> None:
@@ -76,6 +76,37 @@ def test_every_length(maxsim, path, name, queries, documents):
     again, argmax = maxsim.quantised.score_with_argmax(*laid.sides, **laid.options)
     assert_scores(again, laid.pairs, sides.truth, hq.tolerance(name, path.name))
     assert_winners(argmax, laid.pairs, sides.truth, hq.tolerance(name, path.name))
+
+
+@pytest.mark.parametrize("dim", [16, 32, 48, 56, 64])
+@pytest.mark.parametrize("name", ["e4m3_token", "e4m3_tensor", "e5m2_token", "int8x8"])
+def test_short_rows(maxsim, path, name, dim):
+    """Tokens of a few bytes come into Hopper's tiles in other ways; the lengths are below, at and beyond a tile's."""
+    lengths = [1, 7, 8, 9, 104, 105, 112, 127, 128, 129, 260, 3000]
+    sides = hq.quantise(maxsim, name, Batch.random([40], lengths, dim, device=path.device))
+    limit = hq.tolerance(name, path.name)
+    for layout in (hq.cross_lengths, hq.varlen):
+        laid = layout(sides, path.device)
+        scores = maxsim.quantised.score(*laid.sides, **laid.options)
+        assert_scores(scores, laid.pairs, sides.truth, limit)
+        again, argmax = maxsim.quantised.score_with_argmax(*laid.sides, **laid.options)
+        assert torch.equal(again, scores)
+        assert_winners(argmax, laid.pairs, sides.truth, limit)
+
+
+@pytest.mark.parametrize("name", ["e4m3_token", "e4m3_tensor", "int8x8"])
+@pytest.mark.parametrize("dim", [48, 64, 128])
+def test_plain_batches(maxsim, path, name, dim):
+    """All tokens count, which has a producer of its own; on a GPU with more tiles than there are places for them."""
+    many = 1 if path.device == "cpu" else 100
+    for queries, documents in [((1, 20), (7 * many, 300)), ((3, 32), (3 * many, 260)), ((9, 32), (3 * many, 104))]:
+        Q, D = (torch.randn(*shape, dim, device=path.device) for shape in (queries, documents))
+        q, d = hq.FORMATS[name](maxsim, Q.flatten(0, 1), D.flatten(0, 1))
+        q = hq.mapped(q, lambda x, shape=queries[:2]: x.unflatten(0, shape))
+        d = hq.mapped(d, lambda x, shape=documents[:2]: x.unflatten(0, shape))
+        scores = maxsim.quantised.score(q, d)
+        want = maxsim.maxsim_reference(*(x.dequantise(dtype=torch.float64) for x in (q, d)))
+        assert ((scores - want).abs() / want.abs()).max() < hq.tolerance(name, path.name)
 
 
 @pytest.mark.parametrize("name", hq.FORMATS)
