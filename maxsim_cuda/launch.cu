@@ -60,6 +60,12 @@ Path choose_path(Path path, const Problem& problem) {
   return path;
 }
 
+// Whether scores are NaN only where they should be: neither side is split, and no sum of a row's features is taken,
+// which may have infinities of both signs where none of its products has.
+static bool sm90_multiplies_whole(const Problem& problem) {
+  return sm90_takes_stored(problem) || (sm90_takes_widened(problem) && !problem.documents.minimum);
+}
+
 int64_t forward_workspace(const Problem& problem, Path path) {
   path = choose_path(path, problem);
   return path == Path::fma ? 0 : tiled_workspace(problem, path);
@@ -71,7 +77,7 @@ void forward(const Problem& problem, Path path, bool allow_tf32, float* scores, 
   path = choose_path(path, problem);
   if (path != Path::fma) {
     tiled_forward(problem, path, allow_tf32 || one_product_is_exact(problem), scores, argmax, workspace, stream);
-    if (!mma_splits(problem) || (path == Path::sm90 && sm90_takes_stored(problem))) return;
+    if (!mma_splits(problem) || (path == Path::sm90 && sm90_multiplies_whole(problem))) return;
     const unsigned blocks = grid(problem.pairs, 2);
     if (argmax)
       fma_mend<true><<<blocks, FmaTile::kThreads, 0, stream>>>(problem, scores, argmax);

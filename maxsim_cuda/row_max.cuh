@@ -60,13 +60,35 @@ struct TokensFrom {
 // Factors of the columns: null where the products are what they are. Sums of integers become floats here, exactly.
 template <bool kScaled>
 struct ColumnScale {
+  static constexpr bool kScales = kScaled;
   const float* factors;  // of the tile's first column
 
   __device__ __forceinline__ float2 at(int column) const {
     return kScaled ? *reinterpret_cast<const float2*>(factors + column) : make_float2(1.f, 1.f);
   }
-  __device__ __forceinline__ float apply(float value, const float2& scale, int column) const {
+  __device__ __forceinline__ float apply(float value, const float2& scale, int, int column) const {
     return kScaled ? value * (column % 2 ? scale.y : scale.x) : value;
+  }
+};
+
+// Factors of columns, and what is added to all features of a column, for each of the two rows whose features have these
+// `sums`. Products are of values that were less by `centre`.
+struct ColumnAffine {
+  static constexpr bool kScales = true;
+  struct Two {
+    float scale[2], minimum[2];
+  };
+  const float *factors, *minima;
+  float centre;
+  const float (&sums)[2];
+
+  __device__ __forceinline__ Two at(int column) const {
+    const float2 scale = *reinterpret_cast<const float2*>(factors + column);
+    const float2 minimum = *reinterpret_cast<const float2*>(minima + column);
+    return {{scale.x, scale.y}, {fmaf(scale.x, centre, minimum.x), fmaf(scale.y, centre, minimum.y)}};
+  }
+  __device__ __forceinline__ float apply(float value, const Two& two, int row, int column) const {
+    return fmaf(value, two.scale[column], sums[row] * two.minimum[column]);
   }
 };
 
@@ -101,24 +123,24 @@ struct KeptColumns {
 
 // Maxima by the bits of the products, three at a time, which is four times as fast as comparing floats: as integers
 // they are ordered as floats are, with NaN above all of them, as long as the maximum is not negative.
-template <int kCount, class A, class Kept, bool kScaled>
-__device__ __forceinline__ void integer_maxima(const A (&c)[kCount], int column0, const Kept& kept,
-                                               const ColumnScale<kScaled>& scale, int32_t (&best)[2]) {
+template <int kCount, class A, class Kept, class Scale>
+__device__ __forceinline__ void integer_maxima(const A (&c)[kCount], int column0, const Kept& kept, const Scale& scale,
+                                               int32_t (&best)[2]) {
   best[0] = best[1] = INT32_MIN;
 #pragma unroll
   for (int j = 0; j < kCount / 4; ++j) {
-    const float2 factor = scale.at(column0 + j * 8);
+    const auto factor = scale.at(column0 + j * 8);
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      best[r] = __vimax3_s32(best[r], kept.keep(__float_as_int(scale.apply(c[4 * j + 2 * r], factor, 0)), j, 0),
-                             kept.keep(__float_as_int(scale.apply(c[4 * j + 2 * r + 1], factor, 1)), j, 1));
+      best[r] = __vimax3_s32(best[r], kept.keep(__float_as_int(scale.apply(c[4 * j + 2 * r], factor, r, 0)), j, 0),
+                             kept.keep(__float_as_int(scale.apply(c[4 * j + 2 * r + 1], factor, r, 1)), j, 1));
   }
 }
 
 // Maxima of a tile. False, with nothing taken, where one is negative.
-template <int kCount, class A, class Tokens, class Kept, bool kScaled>
+template <int kCount, class A, class Tokens, class Kept, class Scale>
 __device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<false>& row, const Tokens&, int column0,
-                                            const Kept& kept, const ColumnScale<kScaled>& scale) {
+                                            const Kept& kept, const Scale& scale) {
   int32_t best[2];
   integer_maxima(c, column0, kept, scale, best);
   const bool any = kept.any(kCount / 4), negative = __any_sync(~0u, any && (best[0] | best[1]) < 0);
@@ -133,9 +155,9 @@ __device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<false
 // only products that equal the maximum keep theirs, and the highest rank is the lowest column. That costs the idle FMA
 // pipe two operations a product and the busy one half of one, where a comparison and two selections cost it three.
 // False, with nothing taken, where a maximum is negative, NaN or too large to subtract from.
-template <int kCount, class A, class Tokens, class Kept, bool kScaled>
+template <int kCount, class A, class Tokens, class Kept, class Scale>
 __device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<true>& row, const Tokens& tokens,
-                                            int column0, const Kept& kept, const ColumnScale<kScaled>& scale) {
+                                            int column0, const Kept& kept, const Scale& scale) {
   constexpr int kRanks = 1024;  // as the bits of a float, which addition to zero leaves as they are
   static_assert(kCount * 2 <= kRanks, "a rank above zero for each column of the tile");
   constexpr uint32_t kTooLarge = 0x7e800000;  // the bits of 2^126; as unsigned, those of negative numbers are above
@@ -158,13 +180,13 @@ __device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<true>
   }
 #pragma unroll
   for (int j = 0; j < kCount / 4; ++j) {
-    const float2 column = scale.at(column0 + j * 8);
+    const auto column = scale.at(column0 + j * 8);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       int32_t ranks[2];
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const float below = fmaf(scale.apply(c[4 * j + 2 * r + e], column, e), factor[r], origin[r]);
+        const float below = fmaf(scale.apply(c[4 * j + 2 * r + e], column, r, e), factor[r], origin[r]);
         ranks[e] = kept.keep(__float_as_int(fmaf(below, kBlowUp, __int_as_float(kRanks - (8 * j + e)))), j, e);
       }
       rank[r] = __vimax3_s32(rank[r], ranks[0], ranks[1]);
@@ -181,12 +203,11 @@ __device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<true>
 
 // The products of one tile of rows and kCount * 2 columns, of which this thread's first is column0. `bits` are the kept
 // columns from the tile's first one on, looked at unless the tile is full.
-template <int kCount, class A, bool kArgmax, class Tokens, bool kScaled>
+template <int kCount, class A, bool kArgmax, class Tokens, class Scale>
 __device__ __forceinline__ void take_products(const A (&c)[kCount], RowState<kArgmax>& row, const Tokens& tokens,
-                                              int column0, bool full, const uint32_t* bits,
-                                              const ColumnScale<kScaled>& scale) {
+                                              int column0, bool full, const uint32_t* bits, const Scale& scale) {
   // Sums of integers and factors leave no registers for the masks.
-  if constexpr (std::is_same_v<A, float> && !kScaled) {
+  if constexpr (std::is_same_v<A, float> && !Scale::kScales) {
     if (full ? take_maxima(c, row, tokens, column0, EveryColumn{}, scale)
              : take_maxima(c, row, tokens, column0, KeptColumns{bits, column0}, scale))
       return;
@@ -196,12 +217,12 @@ __device__ __forceinline__ void take_products(const A (&c)[kCount], RowState<kAr
 #pragma unroll
   for (int j = 0; j < kCount / 4; ++j) {
     const int column = column0 + j * 8;
-    const float2 factor = scale.at(column);
+    const auto factor = scale.at(column);
     const uint32_t kept = full ? ~0u : bits[column / 32] >> column % 32;
 #pragma unroll
     for (int e = 0; e < 4; ++e)
       if (kept >> e % 2 & 1)
-        row.take(e / 2, scale.apply(c[4 * j + e], factor, e), kArgmax ? tokens.at(column + e % 2) : 0);
+        row.take(e / 2, scale.apply(c[4 * j + e], factor, e / 2, e % 2), kArgmax ? tokens.at(column + e % 2) : 0);
   }
 }
 

@@ -28,7 +28,11 @@ constexpr bool kStored = sizeof(T) == 1;
 
 // What the columns of a product are multiplied by before their maximum is taken.
 // `units`: of split operands, norms included.
-enum class Columns { plain, norms, given, units };
+// `affine`: and something is added to, for each column and row: a token's minimum, times the sum of a query row.
+enum class Columns { plain, norms, given, affine, units };
+
+// Whether columns have factors that their caller gave.
+constexpr bool has_factors(Columns columns) { return columns == Columns::given || columns == Columns::affine; }
 
 // Rows of so many bytes and fewer are cheaper to spread than to have copied one by one.
 constexpr int kSpreadBytes = 48;
@@ -37,26 +41,27 @@ constexpr int kSpreadBytes = 48;
 constexpr int kSharedLimit = 215 * 1024;
 
 // kGroups math warpgroups hold kTiles x 64 query rows each and meet N document tokens a step; rows of kAtoms x
-// kAtomBytes. kSplit: operands are pairs of fp16 whose sum is the input, made by kSplitWarps more warps. kSpreads: rows
-// of up to kSpreadBytes come as they lie in memory, and the loader warps spread them.
+// kAtomBytes. kMoreWarps make operands of what was loaded. kSplit: pairs of fp16 whose sum is the input. kSpreads: rows
+// of up to kSpreadBytes come as they lie in memory, and the loader warps spread them. kWidens: document rows come
+// as stored, a byte a feature or less.
 template <int kGroups_, int kTiles_, int N_, int kAtoms_, int kStageBytes, int kPerSm_ = 1, int kQueryBuffers_ = 1,
-          int kSplitWarps_ = 0, int kAtomBytes_ = 128, bool kSpreads_ = false>
+          int kMoreWarps_ = 0, int kAtomBytes_ = 128, bool kSpreads_ = false, bool kWidens_ = false>
 struct Sm90Config {
   static constexpr int kGroups = kGroups_, kTiles = kTiles_, N = N_, kAtoms = kAtoms_, kPerSm = kPerSm_;
   static constexpr int kAtomBytes = kAtomBytes_, kRowBytes = kAtoms * kAtomBytes;
   static constexpr int kQueryBuffers = kQueryBuffers_;
-  static constexpr bool kSplit = kSplitWarps_ > 0;
+  static constexpr bool kSplit = kMoreWarps_ > 0 && !kWidens_;
   static constexpr int kRows = kGroups * kTiles * 64;
   static constexpr int kBlocks = kRows / kBlockTokens;
-  static constexpr int kSplitWarps = kSplitWarps_;
-  static constexpr int kThreads = (kGroups + 1) * 128 + kSplitWarps * 32;
+  static constexpr int kMoreWarps = kMoreWarps_;
+  static constexpr int kThreads = (kGroups + 1) * 128 + kMoreWarps * 32;
   static constexpr int kQueryBoxRows = kTiles == 1 ? 32 : 16;  // rows of a block that lie together in an operand
   // Registers a thread, moved from the other warps to the math warpgroups where those need more than an even share.
-  static constexpr int kMathRegisters = kGroups == 4 ? 104 : kGroups * kTiles == 4 ? 200 : 0;
-  static constexpr int kOtherRegisters = kGroups == 4 ? 64 : 104;
+  static constexpr int kMathRegisters = kGroups == 4 ? 104 : kGroups * kTiles == 4 ? (kWidens_ ? 184 : 200) : 0;
+  static constexpr int kOtherRegisters = kGroups == 4 ? 64 : kWidens_ ? 72 : 104;
   static constexpr int kTileBytes = N * kRowBytes;
   static constexpr int kQueryBytes = kRows * kRowBytes;
-  static constexpr bool kSpreads = kSpreads_;
+  static constexpr bool kSpreads = kSpreads_, kWidens = kWidens_;
   static constexpr int kStagedBytes = kSpreads ? N * kSpreadBytes : 0;
   static constexpr int kStages = std::min(kStageBytes / (kTileBytes + kStagedBytes), 6);  // more change nothing
   static constexpr int kSharedBytes =
@@ -64,8 +69,8 @@ struct Sm90Config {
   static_assert(N % 8 == 0 && N <= 160, "five words of kept bits, and a legal wgmma width");
   static_assert(kStages >= 2, "a tile must arrive while another is read");
   // Registers move only within what the block was launched with: whoever asks for more waits for ever.
-  static_assert(!kMathRegisters ||
-                (kGroups * kMathRegisters + kOtherRegisters) * 128 <= 65536 / kThreads / 8 * 8 * kThreads);
+  static_assert(!kMathRegisters || kGroups * 128 * kMathRegisters + (kThreads - kGroups * 128) * kOtherRegisters <=
+                                       65536 / kThreads / 8 * 8 * kThreads);
   static_assert(kSharedBytes * kPerSm <= kSharedLimit, "the blocks of an SM share its memory");
 };
 
@@ -113,6 +118,19 @@ using Sm90SplitLean = Sm90Config<1, 1, 104, kAtoms, 3 * 104 * 512, 1, 1, 12>;
 // More query rows share the cost of splitting a tile, but 192 rows leave room for two tiles only and are no faster.
 template <int kAtoms>
 using Sm90SplitWide = Sm90Config<2, 1, 64, kAtoms, 128 * 1024, 1, 1, 8>;
+
+// Stored documents under 16-bit queries: four warps widen, one for each scheduler of an SM, because that takes the pipe
+// of integers, which two cannot keep busy. A tile has the space that it is widened to, so fewer bytes are on their way
+// in as much memory: three tiles of each of two blocks are 74 KB an SM, as much as memory likes.
+template <int kAtoms>
+using Sm90WidenLean = Sm90Config<1, 1, 96, kAtoms, 6 * 96 * 128, 2, 2, 4, 128, false, true>;
+template <int kAtoms>
+using Sm90WidenMiddle =
+    Sm90Config<2, 1, 112, kAtoms, kSharedLimit - 1024 - 128 * kAtoms * 128, 1, 1, 4, 128, false, true>;
+// Four math warpgroups and one that widens would have 80 registers a thread.
+template <int kAtoms>
+using Sm90WidenPaired =
+    Sm90Config<2, 2, 104, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128, 1, 1, 4, 128, false, true>;
 
 struct Sm90Args : ForwardArgs {
   bool tma;              // both sides can be described by a tensor map

@@ -19,7 +19,7 @@ struct Sm90Maps {
 template <class C, class T, Columns kColumns>
 struct Sm90Feed {
   // In the plain case a warp of its own fetches the factors of tokens: the producer has no time for that.
-  static constexpr bool kFactorWarp = kColumns == Columns::given;
+  static constexpr bool kFactorWarp = kColumns == Columns::given && !C::kWidens;
 
   const Sm90Args& args;
   const Sm90Maps maps;
@@ -71,9 +71,12 @@ struct Sm90Feed {
 
   // Rows of a side as they are loaded: 128-byte atoms, and the features of one.
   __device__ __forceinline__ static int atoms(const Segments& side) {
+    if (C::kWidens) return is_stored(side.dtype) ? 1 : C::kAtoms;
     if (!C::kSplit || side.dtype == DType::f32) return C::kAtoms;
     return is_stored(side.dtype) ? 1 : C::kAtoms / 2;
   }
+  // Where a document tile begins to arrive: rows that are to be widened take the place of their last atom.
+  static constexpr int kArrival = C::kWidens ? (C::kAtoms - 1) * C::N * C::kAtomBytes : 0;
   __device__ __forceinline__ static int atom_features(const Segments& side) {
     return C::kSplit ? static_cast<int>(128 / element_size(side.dtype)) : kAtom<T>;
   }
@@ -112,15 +115,16 @@ struct Sm90Feed {
       if (lane == 0)
 #pragma unroll
         for (int atom = 0; atom < C::kAtoms; ++atom)
-          if (atom < present) load(tile() + atom * C::N * C::kAtomBytes, maps.documents, atom, row, inner, outer);
+          if (atom < present)
+            load(tile() + kArrival + atom * C::N * C::kAtomBytes, maps.documents, atom, row, inner, outer);
     } else {
       __syncwarp();  // no byte may arrive before its count
       if (lane < boxes)
 #pragma unroll
         for (int atom = 0; atom < C::kAtoms; ++atom)
           if (atom < present)
-            load(tile() + (atom * C::N + lane * 8) * C::kAtomBytes, maps.tails, atom, row + min(lane * 8, last_eight),
-                 inner, outer);
+            load(tile() + kArrival + (atom * C::N + lane * 8) * C::kAtomBytes, maps.tails, atom,
+                 row + min(lane * 8, last_eight), inner, outer);
     }
     if (!kFactorWarp || !args.dense) {
       fetch_tile_factors(rows, row, inner, outer);
@@ -148,10 +152,10 @@ struct Sm90Feed {
   }
   template <class RowOf>
   __device__ __forceinline__ void fetch_tile_factors(const RowOf& row_of, int columns, int inner, int outer) {
-    if (kColumns != Columns::given && !splits_stored()) return;
+    if (!has_factors(kColumns) && !splits_stored()) return;
     const Segments& side = args.problem.documents;
     if (side.scale) fetch_factors(side.scale, shared.token_scale[ring.at], row_of, columns, inner, outer);
-    if (C::kSplit && side.minimum)
+    if ((C::kSplit || kColumns == Columns::affine) && side.minimum)
       fetch_factors(side.minimum, shared.token_minimum[ring.at], row_of, columns, inner, outer);
   }
   template <class RowOf>
@@ -171,7 +175,7 @@ struct Sm90Feed {
   // What this lane copied itself arrives on its own.
   __device__ __forceinline__ void copies_arrive() {
     if (splits_stored()) ptx::copy_arrive(&shared.full[ring.at]);
-    if (kColumns == Columns::given) ptx::copy_arrive(&shared.scaled[ring.at]);
+    if (has_factors(kColumns)) ptx::copy_arrive(&shared.scaled[ring.at]);
   }
   __device__ __forceinline__ void fetch_row_factors(const BlockInfo& info) {
     const TokenFactor& scale = args.problem.queries.scale;

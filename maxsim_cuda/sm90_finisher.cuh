@@ -15,6 +15,7 @@ struct Sm90Finisher {
   static constexpr int kFinished = Sm90Shared<C>::kFinished;
   static constexpr int kLanes = 4, kTokens = kBlockTokens / kLanes;  // lanes a block, tokens a lane
   static_assert(C::kBlocks * kLanes <= 32, "a warp takes all blocks at once");
+  static constexpr bool kFactored = kStored<T> || C::kWidens;  // factors come from the caller, if there are any
 
   const ForwardArgs& args;
   Sm90Shared<C>& shared;
@@ -74,7 +75,7 @@ struct Sm90Finisher {
     const TokenFactor& shared_factor = args.problem.documents.scale;
     part = total = 0;
     if (args.follows_table) ptx::wait_for_prior_kernel();
-    all_columns = kStored<T> && kColumns == Columns::plain && shared_factor ? *shared_factor.data : 1.f;
+    all_columns = kFactored && kColumns == Columns::plain && shared_factor ? *shared_factor.data : 1.f;
     while (true) {
       ptx::mbarrier_wait(&shared.finished_full[ring.at], ring.phase);
       const Finished done = shared.finished[ring.at];
@@ -131,9 +132,9 @@ struct Sm90Finisher {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const int token = first + i * 4 + k;
-        const bool scaled = kStored<T> ? static_cast<bool>(args.problem.queries.scale) : kColumns != Columns::plain;
+        const bool scaled = kFactored ? static_cast<bool>(args.problem.queries.scale) : kColumns != Columns::plain;
         const float scale = scaled ? shared.row_scale[buffer][block_row<C>(block, token)] : 1.f;
-        const float best = kStored<T> ? value[k] * all_columns : value[k];
+        const float best = kFactored ? value[k] * all_columns : value[k];
         sum += owner.kept >> token & 1 ? static_cast<double>(best * scale) : 0.;
       }
     }

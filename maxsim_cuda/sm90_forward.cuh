@@ -11,9 +11,15 @@
 #include "sm90_producer.cuh"
 #include "sm90_spread.cuh"
 #include "sm90_split.cuh"
+#include "sm90_widen.cuh"
 
 namespace maxsim {
 namespace cuda {
+
+// What the documents' values were widened less of.
+__device__ __forceinline__ float centre_of(const Problem& problem) {
+  return problem.documents.dtype == DType::u8 ? kUnsignedCentre : 0.f;
+}
 
 template <class C, class T, bool kArgmax, Columns kColumns>
 struct Sm90Consumer {
@@ -25,6 +31,7 @@ struct Sm90Consumer {
   std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float> products[C::kTiles][C::N / 2];
   uint32_t held[C::kTiles][C::kRowBytes / 32][4];  // query rows, of eight-bit types
   RowState<kArgmax> rows[C::kTiles];
+  float row_sums[C::kTiles][2];  // of the features of a thread's rows, where tokens have minima
   Ring<C::kQueryBuffers> buffer;
   Ring<Sm90Shared<C>::kFinished> finished{0, 1};
   bool any_token;  // the open document has kept one so far
@@ -68,6 +75,27 @@ struct Sm90Consumer {
                                          swizzled<C::kAtomBytes>(64, row, k * 2 + place / 16));
   }
 
+  // Four lanes share a row.
+  __device__ __forceinline__ void sum_rows() {
+#pragma unroll
+    for (int tile = 0; tile < C::kTiles; ++tile)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const char* from = query_rows + buffer.at * C::kQueryBytes + tile * 64 * C::kRowBytes;
+        float sum = 0.f;
+#pragma unroll
+        for (int i = 0; i < C::kAtoms * 2; ++i) {
+          const uint4 chunk = *reinterpret_cast<const uint4*>(
+              from + swizzled<C::kAtomBytes>(64, warp * 16 + r * 8 + lane / 4, i * 4 + lane % 4));
+          const T* value = reinterpret_cast<const T*>(&chunk);
+#pragma unroll
+          for (int k = 0; k < 8; ++k) sum += static_cast<float>(value[k]);
+        }
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        row_sums[tile][r] = sum + __shfl_xor_sync(~0u, sum, 2);
+      }
+  }
+
   __device__ __forceinline__ void multiply(int tile, uint32_t a, uint32_t b, int atom, int k, bool adds) {
     ptx::Wgmma<T, C::N>::run(products[tile], ptx::wgmma_descriptor(a, atom * 64 * 128 + k * 32),
                              ptx::wgmma_descriptor(b, atom * C::N * 128 + k * 32), adds);
@@ -85,8 +113,13 @@ struct Sm90Consumer {
     int column0 = lane % 4 * 2;
     // What follows from a column's number is rarely asked for: it must not occupy registers that factors wait in.
     if constexpr (kStored<T>) asm volatile("" : "+r"(column0));
-    take_products(products[tile], rows[tile], tokens, column0, full, info.bits,
-                  ColumnScale<kColumns != Columns::plain>{shared.token_scale[stage]});
+    if constexpr (kColumns == Columns::affine)
+      take_products(products[tile], rows[tile], tokens, column0, full, info.bits,
+                    ColumnAffine{shared.token_scale[stage], shared.token_minimum[stage], centre_of(args.problem),
+                                 row_sums[tile]});
+    else
+      take_products(products[tile], rows[tile], tokens, column0, full, info.bits,
+                    ColumnScale<kColumns != Columns::plain>{shared.token_scale[stage]});
   }
 
   // Hands the open document's maxima to the finisher, each block's 32 tokens together.
@@ -115,7 +148,7 @@ struct Sm90Consumer {
 
   __device__ __forceinline__ void wait_stage(const Ring<C::kStages>& ring) {
     ptx::mbarrier_wait(&shared.full[ring.at], ring.phase);
-    if (C::kSplit || ((C::kSpreads || kColumns != Columns::plain) && args.tma))
+    if (C::kSplit || ((C::kSpreads || C::kWidens || kColumns != Columns::plain) && args.tma))
       ptx::mbarrier_wait(&shared.scaled[ring.at], ring.phase);
   }
 
@@ -148,6 +181,7 @@ struct Sm90Consumer {
           const int block = C::kTiles == 1 ? group * 2 + warp / 2 : group * 4 + warp;
           idle = shared.blocks[buffer.at][block].kept == 0;
           if constexpr (kStored<T>) hold_queries();
+          if constexpr (kColumns == Columns::affine) sum_rows();
         }
 #pragma unroll
         for (int tile = 0; tile < C::kTiles; ++tile) issue(tile, ring.at);
@@ -231,10 +265,10 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
   }
   static_assert(!C::kSpreads || kColumns == Columns::plain, "the producer has no time for factors beside");
   // Who arrives on `scaled`: each lane for its copies, or a warp when it is done.
-  constexpr int kScalers = C::kSplit                    ? C::kSplitWarps
+  constexpr int kScalers = C::kSplit                    ? C::kMoreWarps
                            : kColumns == Columns::norms ? kScaleThreads
-                           : kColumns == Columns::given ? 32
-                                                        : kLoaderWarps;
+                           : !has_factors(kColumns)     ? (C::kWidens ? C::kMoreWarps : kLoaderWarps)
+                                                        : 32 + C::kMoreWarps;
   // The producer starts on the barriers that it made; the others wait until they are there.
   constexpr int kProducerThread = C::kGroups * 128 + kProducerWarp * 32;
   if (threadIdx.x == kProducerThread)
@@ -260,7 +294,11 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     return;
   }
   if (C::kMathRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(C::kOtherRegisters));
-  if (C::kSplit && group > C::kGroups) {
+  if (C::kWidens && group > C::kGroups) {
+    if constexpr (C::kWidens)
+      if (args.tma)  // else the loaders do
+        Sm90Widener<C, T>{args, shared, ptx::shared_address(tiles), static_cast<int>(threadIdx.x) % 128}.run();
+  } else if (C::kSplit && group > C::kGroups) {
     Sm90Splitter<C>{args, shared, ptx::shared_address(queries), ptx::shared_address(tiles),
                     static_cast<int>(threadIdx.x) - (C::kGroups + 1) * 128}
         .run();

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "sm90_feed.cuh"
+#include "sm90_widen.cuh"
 
 namespace maxsim {
 namespace cuda {
@@ -136,7 +137,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
   __device__ __forceinline__ static void copy(char* to, const Segments& side, int64_t row, int chunk, bool inside) {
     if (C::kSplit && side.dtype == DType::f32)
       copy_chunk<uint32_t>(to, side, row, chunk, inside);
-    else if (C::kSplit && is_stored(side.dtype))
+    else if ((C::kSplit || C::kWidens) && is_stored(side.dtype))
       copy_chunk<uint8_t>(to, side, row, chunk, inside);
     else
       copy_chunk<Bits>(to, side, row, chunk, inside);
@@ -241,23 +242,30 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     const Segments& side = this->args.problem.documents;
     char* tile = this->tile();
     flags |= keep_columns(unit.document, first, rows);
-    const int chunks = this->atoms(side) * kAtomChunks;
+    const int chunks = C::kWidens && side.dtype == DType::bit ? 1 : this->atoms(side) * kAtomChunks;
     for (int i = loader(); i < C::N * chunks; i += kLoaderThreads) {
       const int row = i / chunks, chunk = i % chunks;
-      copy(tile + swizzled<C::kAtomBytes>(C::N, row, chunk), side,
+      copy(tile + this->kArrival + swizzled<C::kAtomBytes>(C::N, row, chunk), side,
            unit.document.begin + (first + row) * side.token_stride, chunk, row < rows);
     }
+    if constexpr (C::kWidens) {
+      sync_loaders();  // a row's chunks come from several warps
+      with_stored(side.dtype, [&](auto dtype) {
+        widen_tile<C, T, decltype(dtype)::value, kLoaderThreads, 1>(ptx::shared_address(tile), loader());
+      });
+    }
     ptx::fence_async_proxy();
-    if (kColumns == Columns::given || this->splits_stored())
+    if (has_factors(kColumns) || this->splits_stored())
       for (int row = loader(); row < rows; row += kLoaderThreads) {
         const auto take = [&](const TokenFactor& factor) {
           return token_factor(side, factor, unit.outer * side.inner + unit.inner, unit.document, first + row);
         };
         if (side.scale) this->shared.token_scale[this->ring.at][row] = take(side.scale);
-        if (C::kSplit && side.minimum) this->shared.token_minimum[this->ring.at][row] = take(side.minimum);
+        if ((C::kSplit || kColumns == Columns::affine) && side.minimum)
+          this->shared.token_minimum[this->ring.at][row] = take(side.minimum);
       }
     if constexpr (kColumns == Columns::norms) {
-      sync_loaders();  // a row's chunks come from several warps
+      sync_loaders();  // as above
       for (int row = loader(); row < C::N; row += kLoaderThreads)
         this->shared.token_scale[this->ring.at][row] = inverse_norm_of<C, T>(tile, C::N, row);
     }

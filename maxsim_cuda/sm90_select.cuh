@@ -182,11 +182,42 @@ void select_dim(const ForwardArgs& args, cudaStream_t stream) {
 }
 
 // A factor that all documents share can wait for the maximum.
+bool one_factor(const TokenFactor& scale) {
+  return !scale || !(scale.block_stride || scale.segment_stride.outer || scale.segment_stride.inner);
+}
+
 template <class T>
 void select_stored(const ForwardArgs& args, cudaStream_t stream) {
-  const TokenFactor& scale = args.problem.documents.scale;
-  const bool one = !scale || !(scale.block_stride || scale.segment_stride.outer || scale.segment_stride.inner);
-  one ? launch_form<1, T, Columns::plain>(args, stream) : launch_form<1, T, Columns::given>(args, stream);
+  one_factor(args.problem.documents.scale) ? launch_form<1, T, Columns::plain>(args, stream)
+                                           : launch_form<1, T, Columns::given>(args, stream);
+}
+
+// As `launch_shape`, of stored documents that are widened.
+template <int kAtoms, class T, bool kArgmax, Columns kColumns>
+void launch_widened(const ForwardArgs& args, cudaStream_t stream) {
+  const int64_t blocks = blocks_per_document(args);
+  if (blocks <= 2) return launch<Sm90WidenLean<kAtoms>, T, kArgmax, kColumns>(args, stream);
+  if (blocks <= 4) return launch<Sm90WidenMiddle<kAtoms>, T, kArgmax, kColumns>(args, stream);
+  launch<Sm90WidenPaired<kAtoms>, T, kArgmax, kColumns>(args, stream);
+}
+
+template <class T, bool kArgmax, Columns kColumns>
+void select_widened_dim(const ForwardArgs& args, cudaStream_t stream) {
+  args.problem.queries.dim <= kAtom<T> ? launch_widened<1, T, kArgmax, kColumns>(args, stream)
+                                       : launch_widened<2, T, kArgmax, kColumns>(args, stream);
+}
+
+template <class T, Columns kColumns>
+void select_widened_form(const ForwardArgs& args, cudaStream_t stream) {
+  args.argmax ? select_widened_dim<T, true, kColumns>(args, stream)
+              : select_widened_dim<T, false, kColumns>(args, stream);
+}
+
+template <class T>
+void select_widened(const ForwardArgs& args, cudaStream_t stream) {
+  if (args.problem.documents.minimum) return select_widened_form<T, Columns::affine>(args, stream);
+  one_factor(args.problem.documents.scale) ? select_widened_form<T, Columns::plain>(args, stream)
+                                           : select_widened_form<T, Columns::given>(args, stream);
 }
 
 }  // namespace

@@ -31,7 +31,7 @@ struct Sm90Shared {
   BlockInfo blocks[C::kQueryBuffers][C::kBlocks];
   Finished finished[kFinished];
   Unit ahead[32];
-  float token_scale[C::kStages][C::N], token_minimum[C::kSplit ? C::kStages : 1][C::N];
+  float token_scale[C::kStages][C::N], token_minimum[C::kSplit || C::kWidens ? C::kStages : 1][C::N];
   float row_scale[C::kQueryBuffers][C::kRows];
   alignas(16) float maxima[kFinished][C::kRows];  // [block][token]
   int32_t winners[kFinished][C::kRows];

@@ -48,9 +48,9 @@ struct Sm90Splitter {
     if (thread % 32 == 0) ptx::mbarrier_arrive(&shared.scaled[stage]);
   }
 
-  static constexpr int kValues = C::kAtoms * 4;              // of a row, a lane's
-  static constexpr int kStep = C::kSplitWarps * 4;           // rows a step
-  static constexpr int kBatch = C::kSplitWarps > 8 ? 1 : 2;  // steps at once, to hide latencies with few warps
+  static constexpr int kValues = C::kAtoms * 4;             // of a row, a lane's
+  static constexpr int kStep = C::kMoreWarps * 4;           // rows a step
+  static constexpr int kBatch = C::kMoreWarps > 8 ? 1 : 2;  // steps at once, to hide latencies with few warps
 
   // Bytes of a value as it was loaded.
   enum class Size { one, two, four };

@@ -95,6 +95,13 @@ def _fp8(dtype: torch.dtype, per_token: bool) -> Format:
     return make
 
 
+def _fp8_documents(dtype: torch.dtype, of_queries: torch.dtype, per_token: bool) -> Format:
+    def make(m: ModuleType, q: Tensor, d: Tensor) -> tuple[object, object]:
+        return q.to(of_queries), _fp8(dtype, per_token)(m, q, d)[1]
+
+    return make
+
+
 def _affine(dtype: torch.dtype) -> Format:
     def make(m: ModuleType, q: Tensor, d: Tensor) -> tuple[object, object]:
         values, scales, minima = m.int8.quantize_int8(d)
@@ -133,10 +140,15 @@ FORMATS: dict[str, Format] = {
     "e4m3_token": _fp8(torch.float8_e4m3fn, True),
     "e4m3_tensor": _fp8(torch.float8_e4m3fn, False),
     "e5m2_token": _fp8(torch.float8_e5m2, True),
+    "e4m3_under_f16": _fp8_documents(torch.float8_e4m3fn, torch.float16, True),
+    "e4m3_under_bf16": _fp8_documents(torch.float8_e4m3fn, torch.bfloat16, False),
+    "e5m2_under_f16": _fp8_documents(torch.float8_e5m2, torch.float16, False),
+    "e5m2_under_bf16": _fp8_documents(torch.float8_e5m2, torch.bfloat16, True),
     "affine_f16": _affine(torch.float16),
     "affine_bf16": _affine(torch.bfloat16),
     "affine_f32": _affine(torch.float32),
     "symmetric_f16": _symmetric(torch.float16),
+    "symmetric_bf16": _symmetric(torch.bfloat16),
     "symmetric_f32": _symmetric(torch.float32),
     "int8x8": _integers,
     "binary_f16": _binary(torch.float16),

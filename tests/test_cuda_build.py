@@ -55,13 +55,14 @@ INSTRUCTIONS = [
     (r"\dsm90_", "sm_90a", 100, {"HGMMA", "QGMMA", "IGMMA"}),
     (r"\dsm90_forward.*__nv_fp8_", "sm_90a", 32, {"QGMMA"}),
     (r"\dsm90_forward.*EEEaLb", "sm_90a", 16, {"IGMMA"}),
+    (r"\dsm90_forward.*Lb1EEE(6__half|13__nv_bfloat16)", "sm_90a", 72, {"HGMMA"}),
     (r"\dmma_", "sm_80", 30, {"HMMA"}),
     (r"\dresidual_", "sm_80", 30, {"HMMA"}),
 ]
 
 
 @pytest.mark.parametrize(
-    ("part", "arch", "count", "wanted"), INSTRUCTIONS, ids=["sm90", "fp8", "int8", "mma", "residual"]
+    ("part", "arch", "count", "wanted"), INSTRUCTIONS, ids=["sm90", "fp8", "int8", "widened", "mma", "residual"]
 )
 def test_machine_code_uses_tensor_cores(
     machine_code: list[sass.Kernel], part: str, arch: str, count: int, wanted: set[str]

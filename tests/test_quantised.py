@@ -176,6 +176,26 @@ def test_every_fp8_value(maxsim, path):
         assert torch.equal(scores.nan_to_num(0), want.nan_to_num(0))
 
 
+@pytest.mark.parametrize("name", ["affine_f16", "affine_bf16", "symmetric_bf16", "e5m2_under_f16", "binary_f16"])
+def test_queries_that_are_not_finite(maxsim, path, name):
+    """Infinities follow IEEE through the dequantised values, and NaN stays."""
+    generator = torch.Generator().manual_seed(2)
+    Q, D = torch.randn(6, 5, 64, generator=generator), torch.randn(3, 150, 64, generator=generator)
+    for query, value in enumerate((torch.inf, -torch.inf, torch.nan)):
+        Q[query, 2, 7] = value
+    Q[3, 1, 5], Q[3, 1, 40] = torch.inf, -torch.inf
+    queries, documents = hq.FORMATS[name](maxsim, Q.flatten(0, 1).to(path.device), D.flatten(0, 1).to(path.device))
+    queries = queries.unflatten(0, (6, 5))
+    documents = hq.mapped(documents, lambda x: x.unflatten(0, (3, 150)))
+    want = maxsim.maxsim_reference(queries.double(), documents.dequantise(64, torch.float64))
+    scores = maxsim.quantised.score(queries, documents)
+    assert torch.equal(scores.isnan(), want.isnan()) and torch.equal(scores.isinf(), want.isinf())
+    assert torch.equal(scores[scores.isinf()], want[want.isinf()].float())
+    finite = want.isfinite()
+    assert finite[4:].all()
+    assert ((scores - want).abs() / want.abs())[finite].max() < hq.tolerance(name, path.name)
+
+
 def test_ties_go_to_the_first(maxsim, path):
     for name in hq.FORMATS:
         sides = hq.quantise(

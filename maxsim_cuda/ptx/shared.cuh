@@ -14,6 +14,15 @@ __device__ __forceinline__ uint32_t load_shared_1(uint32_t address) {
   return out;
 }
 
+__device__ __forceinline__ uint32_t load_shared_2(uint32_t address) {
+  uint32_t out;
+  asm volatile("{\n.reg .u16 half;\nld.shared.u16 half, [%1];\ncvt.u32.u16 %0, half;\n}"
+               : "=r"(out)
+               : "r"(address)
+               : "memory");
+  return out;
+}
+
 __device__ __forceinline__ uint32_t load_shared_4(uint32_t address) {
   uint32_t out;
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(out) : "r"(address) : "memory");

@@ -70,6 +70,8 @@ def maxsim_hamming(
 
     The queries are unpacked, which is small beside the documents; integers are multiplied, so scores are exact.
     """
-    Q = Quantised(unpack_bits(Q_bits, dim))
+    signs = unpack_bits(Q_bits, dim)
+    # Tensor cores multiply halves by signs; other devices have loops for integers.
+    Q = signs.half() if signs.is_cuda else Quantised(signs)
     D = Quantised(D_bits, bits=1)
     return score(Q, D, q_mask, d_mask, cu_seqlens_d=cu_seqlens_d, empty_score=empty_score)

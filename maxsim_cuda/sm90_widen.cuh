@@ -1,0 +1,174 @@
+// Stored documents under 16-bit queries: values of eight bits or of one become the queries' type where they lie in
+// shared memory, which is exact, between the copy engine and the products.
+#pragma once
+
+#include "ptx/shared.cuh"
+#include "sm90_shared.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+// What unsigned values are widened less of: products with what is left are small, and lose less to rounding.
+constexpr float kUnsignedCentre = 128.f;
+
+__device__ __forceinline__ uint32_t subtract_pair(uint32_t a, uint32_t b, __half) {
+  const __half2 out = __hsub2(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
+  return *reinterpret_cast<const uint32_t*>(&out);
+}
+__device__ __forceinline__ uint32_t subtract_pair(uint32_t a, uint32_t b, __nv_bfloat16) {
+  const __nv_bfloat162 out =
+      __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&a), *reinterpret_cast<const __nv_bfloat162*>(&b));
+  return *reinterpret_cast<const uint32_t*>(&out);
+}
+
+// Two of four bytes, less kUnsignedCentre or signed: put behind the exponent of a number whose last place is 1.
+template <bool kSigned>
+__device__ __forceinline__ uint32_t widen_integers(uint32_t bytes, int pair, __half) {  // 1024 + 128 + x, less 1152
+  const uint32_t shifted = kSigned ? bytes ^ 0x80808080 : bytes;
+  return subtract_pair(__byte_perm(shifted, 0x64646464, pair ? 0x4342 : 0x4140), 0x64806480, __half());
+}
+template <bool kSigned>
+__device__ __forceinline__ uint32_t widen_integers(uint32_t bytes, int pair, __nv_bfloat16) {  // seven bits and a sign
+  const uint32_t two = __byte_perm(kSigned ? bytes : bytes ^ 0x80808080, 0, pair ? 0x4342 : 0x4140);
+  return subtract_pair((two & 0x007f007f) | 0x43004300, (two & 0x00800080) | 0x43004300, __nv_bfloat16());
+}
+
+__device__ __forceinline__ uint32_t widen_floats(uint32_t pair, __nv_fp8_interpretation_t kind, __half) {
+  const __half2_raw out = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), kind);
+  return *reinterpret_cast<const uint32_t*>(&out);
+}
+__device__ __forceinline__ uint32_t widen_floats(uint32_t pair, __nv_fp8_interpretation_t kind, __nv_bfloat16) {
+  const uint32_t half = widen_floats(pair, kind, __half());
+  const __nv_bfloat162 out = __float22bfloat162_rn(__half22float2(*reinterpret_cast<const __half2*>(&half)));
+  return *reinterpret_cast<const uint32_t*>(&out);
+}
+
+// 1 where the bit is set, -1 where it is not, of two neighbouring bits.
+template <class T>
+__device__ __forceinline__ uint32_t widen_signs(uint32_t bits, int first) {
+  constexpr uint32_t kOne = std::is_same_v<T, __half> ? 0x3c003c00 : 0x3f803f80;
+  const uint32_t low = ~bits << (15 - first), high = ~bits << (30 - first);
+  return (((low & 0xffff) | (high & 0xffff0000)) & 0x80008000) | kOne;
+}
+
+// Eight neighbouring features: bytes, or the bits of the lowest one.
+template <class T, DType kDType>
+__device__ __forceinline__ uint4 widen_eight(const uint2& raw) {
+  uint32_t out[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t word = i < 2 ? raw.x : raw.y;
+    if constexpr (kDType == DType::bit)
+      out[i] = widen_signs<T>(raw.x, 2 * i);
+    else if constexpr (kDType == DType::e4m3 || kDType == DType::e5m2)
+      out[i] = widen_floats(word >> i % 2 * 16 & 0xffff, kDType == DType::e4m3 ? __NV_E4M3 : __NV_E5M2, T());
+    else
+      out[i] = widen_integers<kDType == DType::s8>(word, i % 2, T());
+  }
+  return make_uint4(out[0], out[1], out[2], out[3]);
+}
+
+// Calls with the documents' dtype as a constant.
+template <class Call>
+__device__ __forceinline__ void with_stored(DType dtype, const Call& call) {
+  switch (dtype) {
+    case DType::e4m3:
+      return call(std::integral_constant<DType, DType::e4m3>());
+    case DType::e5m2:
+      return call(std::integral_constant<DType, DType::e5m2>());
+    case DType::s8:
+      return call(std::integral_constant<DType, DType::s8>());
+    case DType::u8:
+      return call(std::integral_constant<DType, DType::u8>());
+    default:
+      return call(std::integral_constant<DType, DType::bit>());
+  }
+}
+
+// Sixteen features as they are stored, of which a row of kAtoms * 128 bytes has kAtoms * 4, at the front of its last
+// atom. They go to two 16-byte chunks of the row, which may hold what another lane has yet to read.
+template <class C>
+struct Sm90WideRows {
+  static constexpr int kSixteens = C::kAtoms * 4, kStored = (C::kAtoms - 1) * C::N * 128;
+
+  template <DType kDType>
+  __device__ __forceinline__ static uint4 load(uint32_t tile, int row, int sixteen) {
+    if constexpr (kDType == DType::bit)
+      return make_uint4(ptx::load_shared_2(tile + kStored + swizzled(C::N, row, 0) + sixteen * 2), 0, 0, 0);
+    else
+      return ptx::load_shared_16(tile + kStored + swizzled(C::N, row, sixteen));
+  }
+
+  // Rows of two atoms: the upper half of the sixteens goes to the other atom, to the same banks, so it begins with its
+  // second chunk.
+  template <class T, DType kDType>
+  __device__ __forceinline__ static void store(uint32_t tile, int row, int sixteen, const uint4& raw) {
+    const int swap = sixteen / 4;
+    uint2 low = make_uint2(raw.x, raw.y), high = make_uint2(raw.z, raw.w);
+    if constexpr (kDType == DType::bit) high.x = raw.x >> 8;
+    ptx::store_shared_16(tile + swizzled(C::N, row, sixteen * 2 + swap), widen_eight<T, kDType>(swap ? high : low));
+    ptx::store_shared_16(tile + swizzled(C::N, row, sixteen * 2 + 1 - swap), widen_eight<T, kDType>(swap ? low : high));
+  }
+};
+
+// Of kSteps rows, kThreads / kSixteens apart, one of kThreads threads' sixteen features. Lanes that share a row are in
+// one warp, whose rows are all inside the tile or none.
+template <class C, class T, DType kDType, int kThreads, int kSteps, bool kAllInside>
+__device__ __forceinline__ void widen_rows(uint32_t tile, int first, int sixteen) {
+  using Rows = Sm90WideRows<C>;
+  constexpr int kStep = kThreads / Rows::kSixteens;
+  static_assert(C::N % (32 / Rows::kSixteens) == 0);
+  uint4 raw[kSteps];
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i)
+    if (kAllInside || first + i * kStep < C::N) raw[i] = Rows::template load<kDType>(tile, first + i * kStep, sixteen);
+  __syncwarp();  // the rows have been read
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i)
+    if (kAllInside || first + i * kStep < C::N)
+      Rows::template store<T, kDType>(tile, first + i * kStep, sixteen, raw[i]);
+}
+
+// A thread's part of a tile: kTogether rows are loaded before the first is looked at.
+template <class C, class T, DType kDType, int kThreads, int kTogether>
+__device__ __forceinline__ void widen_tile(uint32_t tile, int thread) {
+  constexpr int kSixteens = Sm90WideRows<C>::kSixteens, kStride = kThreads / kSixteens * kTogether;
+  constexpr int kWhole = C::N / kStride * kStride;
+  const int first = thread / kSixteens, sixteen = thread % kSixteens;
+#pragma unroll 1
+  for (int from = 0; from < kWhole; from += kStride)
+    widen_rows<C, T, kDType, kThreads, kTogether, true>(tile, from + first, sixteen);
+  if constexpr (kWhole < C::N) widen_rows<C, T, kDType, kThreads, kTogether, false>(tile, kWhole + first, sixteen);
+}
+
+// The warps behind those that load.
+template <class C, class T>
+struct Sm90Widener {
+  const Sm90Args& args;
+  Sm90Shared<C>& shared;
+  uint32_t tiles;  // shared address
+  int thread;
+
+  __device__ __forceinline__ void run() const {
+    with_stored(args.problem.documents.dtype, [&](auto dtype) { run<decltype(dtype)::value>(); });
+  }
+
+ private:
+  template <DType kDType>
+  __device__ __forceinline__ void run() const {
+    Ring<C::kStages> ring;
+    while (true) {
+      ptx::mbarrier_wait(&shared.full[ring.at], ring.phase);
+      const bool end = shared.stages[ring.at].flags & StageInfo::kEnd;
+      if (!end) widen_tile<C, T, kDType, C::kMoreWarps * 32, 3>(tiles + ring.at * C::kTileBytes, thread);
+      ptx::fence_async_proxy();
+      __syncwarp();
+      if (thread % 32 == 0) ptx::mbarrier_arrive(&shared.scaled[ring.at]);
+      if (end) return;
+      ring.advance();
+    }
+  }
+};
+
+}  // namespace cuda
+}  // namespace maxsim
