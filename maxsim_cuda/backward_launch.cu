@@ -26,21 +26,35 @@ void launch_queries(const BackwardArgs& args, cudaStream_t stream) {
   backward_queries<Rows><<<grid(blocks, 1 << 12), QueryGradient::kThreads, 0, stream>>>(args, parts);
 }
 
+// Slices of a document. All blocks of a wave take about as long as one does, which is reckoned in hits: so much to
+// start, to look through the candidates, and for the hits and rows of a slice.
 template <typename T, typename Rows>
-void launch_slices(const BackwardArgs& args, int64_t hits, cudaStream_t stream) {
+int64_t slices_of(int64_t count, int64_t rows, int64_t hits, bool zeroed) {
+  const Device& device = current_device();
+  const int fitting_blocks = device.sm_shared_bytes / static_cast<int>(sizeof(DocumentShared<T, Rows>) + 1024);
+  const int64_t resident = int64_t{device.sms} * std::max(1, std::min(T::kBlocks, fitting_blocks));
+  const int64_t least = std::max(ceil_div(rows, T::kTokens), ceil_div(hits, T::kCapacity * 2 / 3));
+  const int64_t rows_as_hits = zeroed ? rows / 8 : rows;
+  int64_t best = least, best_cost = INT64_MAX;
+  const int64_t least_waves = ceil_div(count * least, resident);
+  for (int64_t waves = least_waves; waves < least_waves + 4; ++waves) {
+    const int64_t slices = std::min(std::max(least, waves * resident / count), std::max(least, ceil_div(rows, 16)));
+    const int64_t cost = waves * (32 * T::kWarps + hits / 16 + (hits + rows_as_hits) / slices);
+    if (cost >= best_cost) continue;
+    best_cost = cost;
+    best = slices;
+  }
+  return best;
+}
+
+template <typename T, typename Rows>
+void launch_slices(const BackwardArgs& args, int64_t hits, bool zeroed, cudaStream_t stream) {
   const Segments& documents = args.problem.documents;
   // What a document has on average is all that is known of packed ones; blocks go on to further slices.
   const int64_t rows =
       std::max<int64_t>(1, documents.packed() ? ceil_div(documents.extent, documents.count) : documents.extent);
-  // Slices for every block that the chip holds, twice over, but none so small that collecting costs more than summing.
-  // Where no zeros are written, half of the blocks do.
-  const int64_t wanted =
-      ceil_div(documents.count * rows * (T::kZeroed ? 4 : 1), 2ll * T::kBlocks * current_device().sms);
-  const int64_t fitting = T::kCapacity * 2 / 3 * rows / std::max<int64_t>(1, hits);
-  int64_t slice = std::min<int64_t>(T::kTokens, std::max<int64_t>(16, std::min(wanted, fitting)));
-  const int64_t slices = ceil_div(rows, slice);
-  if (!documents.packed()) slice = ceil_div(rows, slices);
-  constexpr int kBytes = sizeof(DocumentShared<T>);
+  const int64_t slices = slices_of<T, Rows>(documents.count, rows, hits, zeroed), slice = ceil_div(rows, slices);
+  constexpr int kBytes = sizeof(DocumentShared<T, Rows>);
   static bool prepared[kDevices];
   bool& ready = prepared[current_device().index];
   if (!ready)
@@ -59,12 +73,14 @@ void launch_slices(const BackwardArgs& args, int64_t hits, cudaStream_t stream) 
   config.stream = stream;
   config.attrs = &beside;
   config.numAttrs = args.grad_queries && current_device().major >= 9;
-  check(cudaLaunchKernelEx(&config, backward_documents<T, Rows>, args, static_cast<int>(slice)), "backward_documents");
+  check(cudaLaunchKernelEx(&config, backward_documents<T, Rows>, args, static_cast<int>(slice), zeroed),
+        "backward_documents");
 }
 
 // Query tokens that a document meets: on average and, of the one that meets the most, a bound.
 struct Meetings {
   int64_t average, most;
+  bool few() const { return most <= FewHits::kCapacity; }
 };
 Meetings meetings(const Problem& problem) {
   const int64_t pairs = problem.pairing == Pairing::cross ? problem.queries.count
@@ -76,9 +92,9 @@ Meetings meetings(const Problem& problem) {
 }
 
 template <typename Rows>
-void launch_documents(const BackwardArgs& args, const Meetings& met, cudaStream_t stream) {
-  if (met.most <= FewHits::kCapacity) return launch_slices<FewHits, Rows>(args, met.average, stream);
-  launch_slices<ManyHits, Rows>(args, met.average, stream);
+void launch_documents(const BackwardArgs& args, const Meetings& met, bool zeroed, cudaStream_t stream) {
+  if (met.few()) return launch_slices<FewHits, Rows>(args, met.average, zeroed, stream);
+  launch_slices<ManyHits, Rows>(args, met.average, zeroed, stream);
 }
 
 // `side` is the one that is read: the other's gradient is summed.
@@ -124,13 +140,14 @@ void backward(const Problem& problem, const SortedPairs& sorted, const float* gr
   if (grad_documents && met.most >> 32)
     throw std::runtime_error("one document may meet no more than 2^32 query tokens in a backward");
   const Segments& documents = problem.documents;
-  if (grad_documents && met.most <= FewHits::kCapacity && !documents.packed())  // rows of packed ones are zeros already
+  const bool zeroed = documents.packed() || met.few();  // the caller clears packed ones
+  if (grad_documents && met.few() && !documents.packed())
     check(cudaMemsetAsync(grad_documents, 0, token_rows(documents) * documents.dim * element_size(documents.dtype),
                           stream),
           "zeroing the documents' gradient");
   if (grad_queries) with_rows(problem.documents, [&](auto rows) { launch_queries<decltype(rows)>(args, stream); });
   if (grad_documents)
-    with_rows(problem.queries, [&](auto rows) { launch_documents<decltype(rows)>(args, met, stream); });
+    with_rows(problem.queries, [&](auto rows) { launch_documents<decltype(rows)>(args, met, zeroed, stream); });
   check(cudaGetLastError(), "backward");
 }
 

@@ -15,15 +15,15 @@ struct QueryGradient {
 
 // Adds the winners of pairs [from, to) of one query token to `sum`; whether there were any.
 template <typename Rows>
-__device__ __forceinline__ bool gather_winners(const BackwardArgs& args, const RowGroup& group, int64_t segment,
-                                               int64_t token, PairRange range, int64_t k, LaneSum& sum) {
+__device__ __forceinline__ bool gather_winners(const BackwardArgs& args, const RowGroup& group, Hit<Rows>* found,
+                                               int64_t segment, int64_t token, PairRange range, int64_t k,
+                                               LaneSum& sum) {
   const Problem& problem = args.problem;
   const Segments& other = problem.documents;
   bool any = false;
   for (int64_t n0 = range.from; n0 < range.to; n0 += kRowLanes) {
     const int64_t n = n0 + group.lane;
-    int64_t row = 0;
-    float factor = 0.f;
+    Hit<Rows> mine;
     bool wanted = false;
     if (n < range.to) {
       const int64_t pair = nth_pair(problem, args.by_query, true, segment, n);
@@ -31,22 +31,20 @@ __device__ __forceinline__ bool gather_winners(const BackwardArgs& args, const R
       const Span document = span_of(other, nth_partner(problem, args.by_query, true, segment, n));
       wanted = winner >= 0 && winner < document.length;
       if (wanted) {
-        row = document.begin + winner * other.token_stride;
-        factor = args.grad_scores[pair];
-        if (problem.normalize) factor *= args.document_norms[document.first_row + winner];
+        mine.place = Rows::place(document.begin + winner * other.token_stride);
+        mine.factor = args.grad_scores[pair];
+        if (problem.normalize) mine.factor *= args.document_norms[document.first_row + winner];
       }
     }
-    const unsigned hits = __ballot_sync(group.mask, wanted) >> (threadIdx.x & 16);
+    // Those that are wanted first, in their order.
+    const unsigned hits = __ballot_sync(group.mask, wanted) >> (threadIdx.x & 16), below = (1u << group.lane) - 1;
+    const int count = __popc(hits);
+    found[wanted ? __popc(hits & below) : count + __popc(~hits & below)] = mine;
+    __syncwarp(group.mask);
     any |= hits != 0;
-    const int count = static_cast<int>(range.to - n0 < kRowLanes ? range.to - n0 : kRowLanes);
-    for (int s = 0; s < count; s += Rows::kBatch) {
-      typename Rows::Raw raw[Rows::kBatch];
-#pragma unroll
-      for (int u = 0; u < Rows::kBatch; ++u)
-        raw[u] = Rows::fetch(other, __shfl_sync(group.mask, row, s + u, kRowLanes), k, hits >> (s + u) & 1);
-#pragma unroll
-      for (int u = 0; u < Rows::kBatch; ++u) Rows::add(raw[u], __shfl_sync(group.mask, factor, s + u, kRowLanes), sum);
-    }
+    add_hits<Rows, Rows::kQueryBatch>(other, found, count, k,
+                                      [&](const auto& raw, const Hit<Rows>& hit) { Rows::add(raw, hit.factor, sum); });
+    __syncwarp(group.mask);
   }
   return any;
 }
@@ -58,7 +56,8 @@ __global__ void __launch_bounds__(QueryGradient::kThreads)
   using T = QueryGradient;
   static_assert(kRowLanes % Rows::kBatch == 0, "a batch never passes the winners that lanes looked up");
   __shared__ float sums[T::kGroups][kRowFeatures];
-  __shared__ bool found[T::kGroups];
+  __shared__ bool some[T::kGroups];
+  __shared__ Hit<Rows> found[T::kGroups][kRowLanes];
   const Problem& problem = args.problem;
   const Segments& own = problem.queries;
   const RowGroup group;
@@ -84,16 +83,16 @@ __global__ void __launch_bounds__(QueryGradient::kThreads)
       for (int64_t chunk = 0; chunk < projection.chunks; ++chunk) {
         const int64_t k = chunk * kRowFeatures + group.lane * kLaneFeatures;
         LaneSum sum = {};
-        bool any = gather_winners<Rows>(args, group, segment, token, range, k, sum);
+        bool any = gather_winners<Rows>(args, group, found[group.index], segment, token, range, k, sum);
         if (parts > 1) {
           __syncthreads();
 #pragma unroll
           for (int i = 0; i < kLaneFeatures; ++i) sums[group.index][group.lane + i * kRowLanes] = sum[i];
-          if (group.lane == 0) found[group.index] = any;
+          if (group.lane == 0) some[group.index] = any;
           __syncthreads();
           if (part == 0)
             for (int p = 1; p < parts; ++p) {
-              any |= found[group.index + p];
+              any |= some[group.index + p];
 #pragma unroll
               for (int i = 0; i < kLaneFeatures; ++i) sum[i] += sums[group.index + p][group.lane + i * kRowLanes];
             }

@@ -1,4 +1,4 @@
-// A stable sort of hits by token, in shared memory: counting passes of six bits, lowest first.
+// A stable sort of hits by token, in shared memory: one counting pass with a counter for each token and warp.
 #pragma once
 
 #include <cstdint>
@@ -10,18 +10,16 @@ template <int kThreads, int kCapacity, int kTokens>
 struct HitSort {
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kSegment = kCapacity / kWarps;  // hits that one warp has collected
-  static constexpr int kBits = 6;
-  static constexpr int kBuckets = 1 << kBits;
-  static_assert(kCapacity <= 1 << 16, "places are 16 bits");
+  static_assert(kCapacity <= 1 << 16 && kTokens < 1 << 16, "places, counts and tokens are 16 bits");
 
   uint16_t token[kCapacity];  // of the slice; filled by the caller, a segment for each warp
   int count[kWarps];          // of them, by segment
-  uint16_t order[kTokens > kBuckets ? 2 : 1][kCapacity];
+  uint16_t order[kCapacity];
   int warp_total[kWarps];
 
-  // Hits of each bucket in each run of 32, then where they go: kBuckets rows of as many runs as there are.
-  struct Starts {
-    uint16_t at[kBuckets * (kCapacity / 32 + kWarps)];
+  // Hits of each token in each warp's segment, then where they go: a row of warps for each token.
+  struct alignas(4) Starts {
+    uint16_t at[kTokens * kWarps];
   };
 
   __device__ __forceinline__ int total() const {
@@ -31,62 +29,42 @@ struct HitSort {
     return sum;
   }
 
-  // The places of all hits in token order, equal tokens in the order of their places. Whole block; `starts` is scratch.
+  // Before hits are counted. Whole block, which has to meet before the first.
+  __device__ __forceinline__ static void clear(Starts& starts, int tokens) {
+    uint32_t* words = reinterpret_cast<uint32_t*>(starts.at);
+    for (int i = threadIdx.x; i < (tokens * kWarps + 1) / 2; i += kThreads) words[i] = 0;
+  }
+
+  // One more hit of a warp. Counters are halves of words, as there are no atomics for less.
+  __device__ __forceinline__ static void add(Starts& starts, unsigned token, unsigned warp) {
+    const unsigned at = token * kWarps + warp;
+    atomicAdd(reinterpret_cast<uint32_t*>(starts.at) + at / 2, 1u << at % 2 * 16);
+  }
+
+  // The places of all hits in token order, equal tokens in the order of their places. Whole block.
   __device__ __forceinline__ const uint16_t* run(Starts& starts, int tokens) {
-    const int hits = total();
-    const uint16_t* from = nullptr;
-    int to = 0;
-#pragma unroll 1
-    for (int shift = 0; shift == 0 || (tokens - 1) >> shift > 0; shift += kBits, to ^= 1) {
-      pass(starts, hits, shift, from, order[to]);
-      from = order[to];
-    }
-    return from;
-  }
-
-  __device__ __forceinline__ void pass(Starts& starts, int hits, int shift, const uint16_t* from, uint16_t* to) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    // At first the hits lie in segments with gaps behind them, and each warp ranks its own; then one after another.
-    int runs = (hits + 31) / 32, first = warp, step = kWarps, offset = 0, limit = hits;
-    if (!from) {
-      runs = first = 0;
-      for (int w = 0; w < kWarps; ++w) {
-        if (w == warp) first = runs;
-        runs += (count[w] + 31) / 32;
+    scan(starts.at, tokens * kWarps);
+    const int end = warp * kSegment + count[warp];
+    for (int first = warp * kSegment; first < end; first += 32) {
+      const int place = first + lane;
+      const bool there = place < end;
+      const int own = there ? token[place] : kTokens;
+      const unsigned peers = __match_any_sync(~0u, own), before = peers & ((1u << lane) - 1);
+      uint16_t& start = starts.at[(there ? own : 0) * kWarps + warp];
+      const int to = start;
+      __syncwarp();
+      if (there) {
+        order[to + __popc(before)] = static_cast<uint16_t>(place);
+        if (!before) start = static_cast<uint16_t>(to + __popc(peers));
       }
-      step = 1;
-      offset = warp * kSegment - first * 32;
-      limit = warp * kSegment + count[warp];
-    }
-    const int end = from ? runs : first + (count[warp] + 31) / 32;
-    for (int i = threadIdx.x; i < kBuckets * runs; i += kThreads) starts.at[i] = 0;
-    __syncthreads();
-    for (int run = first; run < end; run += step) {
-      int bucket, hit;
-      const unsigned peers = rank(run * 32 + lane + offset, limit, shift, from, bucket, hit);
-      if (bucket < kBuckets && !(peers & ((1u << lane) - 1)))
-        starts.at[bucket * runs + run] = static_cast<uint16_t>(__popc(peers));
+      __syncwarp();
     }
     __syncthreads();
-    scan(starts.at, kBuckets * runs);
-    for (int run = first; run < end; run += step) {
-      int bucket, hit;
-      const unsigned peers = rank(run * 32 + lane + offset, limit, shift, from, bucket, hit);
-      if (bucket < kBuckets)
-        to[starts.at[bucket * runs + run] + __popc(peers & ((1u << lane) - 1))] = static_cast<uint16_t>(hit);
-    }
-    __syncthreads();
+    return order;
   }
 
-  // The lanes of a run that have this lane's bucket; kBuckets where it has no hit.
-  __device__ __forceinline__ unsigned rank(int at, int limit, int shift, const uint16_t* from, int& bucket,
-                                           int& hit) const {
-    hit = at < limit ? (from ? from[at] : at) : 0;
-    bucket = at < limit ? token[hit] >> shift & (kBuckets - 1) : kBuckets;
-    return __match_any_sync(~0u, bucket);
-  }
-
-  // The starts become their exclusive prefix sum, bucket by bucket. An odd share for each thread keeps them off each
+  // The starts become their exclusive prefix sum, token by token. An odd share for each thread keeps them off each
   // other's banks.
   __device__ __forceinline__ void scan(uint16_t* starts, int size) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
