@@ -14,6 +14,7 @@ import fidelity_table
 import gpu_table
 import integrations_table
 import plot
+import search_table
 import train_table
 from results import Row
 
@@ -23,8 +24,8 @@ CPU_RESULTS, GPU_RESULTS, LADDER_RESULTS, TRAIN_RESULTS, FIDELITY_RESULTS, INTEG
     RESULTS / f"{name}.json" for name in ("cpu", "h200", "ladder", "train_example", "fidelity", "integrations")
 )
 
-TRAIN_GPU_RESULTS, DISTRIBUTED_RESULTS, BUILD_RESULTS = (
-    RESULTS / f"{name}.json" for name in ("train_example_h200", "distributed", "build")
+TRAIN_GPU_RESULTS, DISTRIBUTED_RESULTS, BUILD_RESULTS, SEARCH_RESULTS = (
+    RESULTS / f"{name}.json" for name in ("train_example_h200", "distributed", "build", "search")
 )
 
 # Document, name of the markers in it, results, what makes the text between the markers, and pictures below it.
@@ -46,6 +47,7 @@ TABLES: list[tuple[Path, str, Path, Callable[[Row], str], list[str]]] = [
     (ROOT / "docs" / "tasks" / "several_gpus.md", "billion", GPU_RESULTS, distributed_table.plan, []),
     (ROOT / "docs" / "tasks" / "several_gpus.md", "streamed", INTEGRATION_RESULTS, distributed_table.streamed, []),
     (ROOT / "docs" / "proving.md", "build", BUILD_RESULTS, distributed_table.build, []),
+    (ROOT / "docs" / "tasks" / "compressed.md", "search", SEARCH_RESULTS, search_table.every_row, []),
     (ROOT / "docs" / "ladder.md", "ladder", LADDER_RESULTS, gpu_table.ladder, ["ladder"]),
     (ROOT / "docs" / "quantised.md", "fidelity", FIDELITY_RESULTS, fidelity_table.every_row, ["fidelity"]),
 ]

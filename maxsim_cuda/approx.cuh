@@ -3,6 +3,7 @@
 
 #include "codes.cuh"
 #include "device_problem.cuh"
+#include "ptx/dependent_launch.cuh"
 #include "row_max.cuh"
 
 namespace maxsim {
@@ -63,6 +64,8 @@ __global__ void __launch_bounds__(kApproxThreads<kTeam>, kApproxPerSm * 128 / kA
   static_assert(kTeam == 1 || kWide == 4, "one pass over the query tokens");
   constexpr int kTeams = kApproxThreads<kTeam> / 32 / kTeam;  // of a block
   __shared__ float met[kTeam > 1 ? kTeam : 1][32 * kWide];
+  ptx::wait_for_prior_kernel();
+  ptx::launch_dependents();
   const Problem& problem = args.problem;
   const int warp = threadIdx.x / 32, rank = kTeam > 1 ? warp : 0;
   const int lane = threadIdx.x % 32, width = static_cast<int>(problem.queries.dim);

@@ -64,6 +64,8 @@ __global__ void __launch_bounds__(kResidualThreads, ResidualBatch::kPerSm)
   const Problem& problem = args.problem;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const float multiplier = Lookup<kBits>::template build<E>(memory, args.index);
+  ptx::wait_for_prior_kernel();
+  ptx::launch_dependents();
   const bool squared = args.index.normalize;
   const uint32_t own = Lookup<kBits>::own();
   const int64_t per_group = C::kBlocks / args.chunks;

@@ -188,6 +188,8 @@ __global__ void __launch_bounds__(kResidualThreads, ResidualSingle::kPerSm)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   unsigned char* queries = memory + kLookupBytes + warp * kQueryBlockBytes;
   const float multiplier = Lookup<kBits>::template build<E>(memory, args.index);
+  ptx::wait_for_prior_kernel();
+  ptx::launch_dependents();
   const bool squared = args.index.normalize;
   const uint32_t own = Lookup<kBits>::own();
   __syncthreads();

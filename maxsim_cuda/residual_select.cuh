@@ -7,6 +7,7 @@
 #include "check.h"
 #include "forward_args.cuh"
 #include "launch.h"
+#include "launch_after.cuh"
 #include "residual_batch.cuh"
 #include "residual_select.h"
 
@@ -27,19 +28,29 @@ int resident_blocks(Kernel* kernel, int bytes, std::atomic<int> (&known)[kDevice
   return per_sm * device.sms;
 }
 
-// A document each for all warps, if there are enough of them to keep every warp busy to the end.
-constexpr int kItemsPerWarp = 4;
+// Whether documents are shared by all warps of a block, or each has its own: whichever leaves fewer steps one after
+// another. To begin a document and to end it takes as long as a few of them.
+template <class C>
+int residual_team(const Problem& problem, int64_t items, int64_t warps) {
+  constexpr int64_t kAround = 4;
+  const Segments& documents = problem.documents;
+  const int64_t tokens =
+      documents.packed() ? ceil_div(documents.extent, std::max<int64_t>(1, documents.count)) : documents.extent;
+  const auto steps = [&](int64_t team) {
+    return ceil_div(items * team, warps) * (kAround + ceil_div(tokens, 16 * C::kTiles * team));
+  };
+  return steps(1) <= steps(kResidualWarps) ? 1 : kResidualWarps;
+}
 
 template <class C, auto* kKernel>
 void launch(ResidualArgs args, int64_t items, int64_t groups, cudaStream_t stream) {
   static std::atomic<int> known[kDevices];
   constexpr int bytes = residual_shared_bytes<C>();
   const int64_t blocks = std::max<int64_t>(1, resident_blocks(kKernel, bytes, known) / groups);
-  args.team = items >= blocks * kResidualWarps * kItemsPerWarp ? 1 : kResidualWarps;
+  args.team = residual_team<C>(args.problem, items, blocks * kResidualWarps);
   const int64_t wanted = ceil_div(items, kResidualWarps / args.team);
   const dim3 grid(static_cast<unsigned>(std::min(wanted, blocks)), static_cast<unsigned>(groups));
-  kKernel<<<grid, kResidualThreads, bytes, stream>>>(args);
-  check(cudaGetLastError(), "residual kernel");
+  launch_after("residual kernel", kKernel, grid, kResidualThreads, bytes, stream, args);
 }
 
 constexpr int64_t kMaxGroups = 65535;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "codes.cuh"
+#include "ptx/dependent_launch.cuh"
 #include "ptx/mma.cuh"
 #include "residual_tokens.cuh"
 

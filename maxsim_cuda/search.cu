@@ -6,9 +6,11 @@
 #include <type_traits>
 
 #include "approx.cuh"
-#include "check.h"
+#include "centroid_tile.cuh"
 #include "forward_args.cuh"
-#include "ranking.h"
+#include "launch_after.cuh"
+#include "ptx/dependent_launch.cuh"
+#include "ranking.cuh"
 #include "residual_launch.h"
 
 namespace maxsim {
@@ -16,44 +18,152 @@ namespace cuda {
 namespace {
 
 constexpr int kSearchThreads = 256;
+constexpr int kProbeSlice = 256;                                       // centroids
+constexpr int kProbeTiles = kProbeSlice / 16 / (kSearchThreads / 32);  // of a warp
 // Lanes that share a document, and tokens that each of them asks for at once.
 constexpr int kProbeLanes = 8, kProbeTokens = 4;
 constexpr int kProbeDocuments = kSearchThreads / kProbeLanes;
 constexpr int64_t kMostMarks = 48 << 10;  // bytes of shared memory
 
-// What a key says (ranking.h).
-__device__ __forceinline__ int64_t id_of(int64_t key) { return 0xffffffff - (key & 0xffffffff); }
-__device__ __forceinline__ float score_of(int64_t key) {
-  const auto order = static_cast<int32_t>(key >> 32);
-  return __int_as_float(order ^ (order >> 31 & 0x7fffffff));
+__device__ __forceinline__ uint32_t most_of_warp(uint32_t value) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(~0u, value);
+#else
+#pragma unroll
+  for (int step = 1; step <= 16; step *= 2) value = max(value, __shfl_xor_sync(~0u, value, step));
+  return value;
+#endif
 }
 
-// A warp marks the centroids that one query token probes. Rows of zeros are padding.
-__global__ void __launch_bounds__(kSearchThreads)
-    mark_probed(const __grid_constant__ Segments queries, const int64_t* keys, int64_t probes, int64_t words,
-                uint32_t* marks) {
-  const int lane = threadIdx.x % 32;
-  const int64_t rows = queries.count * queries.extent;
-  for (int64_t row = (int64_t{blockIdx.x} * kSearchThreads + threadIdx.x) / 32; row < rows;
-       row += int64_t{gridDim.x} * (kSearchThreads / 32)) {
+struct ProbeArgs {
+  Segments queries;
+  const __half* centroids;  // where similarities are still to be computed
+  float* by_centroid;       // [Nq, C, Lq]
+  int64_t centroid_count;
+  int probes;
+  Key* best;
+  uint32_t* zeroed;  // what is counted and marked later
+  int64_t zeros;
+};
+
+struct ProbeShared {
+  float similarities[kProbeSlice][33];
+  alignas(16) unsigned char queries[kQueryBlockBytes];
+  float factors[32];
+};
+
+// Similarities of a warp's centroids with the 32 query tokens from `token` on.
+__device__ __forceinline__ void multiply_centroids(const CentroidTile<__half> (&tiles)[kProbeTiles],
+                                                   ProbeShared& shared) {
+  const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * (16 * kProbeTiles) + lane / 4;
+#pragma unroll
+  for (int tile = 0; tile < kProbeTiles; ++tile) {
+    float sums[4][4] = {};
+    tiles[tile].multiply(shared.queries, sums);
+#pragma unroll
+    for (int n = 0; n < 4; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int column = 8 * n + lane % 4 * 2 + e % 2;
+        shared.similarities[first + 16 * tile + e / 2 * 8][column] = sums[n][e] * shared.factors[column];
+      }
+  }
+}
+
+// The best centroids of each query token among those of a slice, as keys, by a warp a token.
+template <bool kMultiply>
+__global__ void __launch_bounds__(kSearchThreads, 2) probe_slices(const __grid_constant__ ProbeArgs args) {
+  __shared__ ProbeShared shared;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, slices = static_cast<int>(gridDim.x);
+  const int64_t query = blockIdx.y, first = int64_t{blockIdx.x} * kProbeSlice;
+  const int rows = static_cast<int>(min(int64_t{kProbeSlice}, args.centroid_count - first));
+  const int tokens = static_cast<int>(args.queries.extent);
+  CentroidTile<__half> tiles[kProbeTiles];
+  const auto load_tiles = [&] {
+    if constexpr (kMultiply)
+#pragma unroll
+      for (int tile = 0; tile < kProbeTiles; ++tile)
+        tiles[tile].load(args.centroids, first + 16 * (kProbeTiles * warp + tile), args.centroid_count - 1);
+  };
+  load_tiles();
+  ptx::wait_for_prior_kernel();
+  ptx::launch_dependents();
+  for (int64_t i = (query * slices + blockIdx.x) * kSearchThreads + threadIdx.x; i < args.zeros;
+       i += int64_t{gridDim.y} * slices * kSearchThreads)
+    args.zeroed[i] = 0;
+  float* const all = args.by_centroid + (query * args.centroid_count + first) * tokens;
+  for (int token = 0; token < tokens; token += 32) {
+    const int width = min(32, tokens - token);
+    if constexpr (kMultiply) {
+      if (warp == 0)
+        shared.factors[lane] =
+            stage_query_block<__half>(shared.queries, args.queries, span_of(args.queries, query), token / 32, false)
+                .factor;
+      __syncthreads();
+      multiply_centroids(tiles, shared);
+      __syncthreads();
+    }
+    for (int i = threadIdx.x; i < rows * 32; i += kSearchThreads) {
+      if (i % 32 >= width) continue;
+      float& one = all[int64_t{i / 32} * tokens + token + i % 32];
+      float& there = shared.similarities[i / 32][i % 32];
+      if constexpr (kMultiply)
+        one = there;
+      else
+        there = one;
+    }
+    if (!kMultiply) __syncthreads();
+    for (int t = warp; t < width; t += kSearchThreads / 32) {
+      Key keys[kProbeSlice / 32];
+#pragma unroll
+      for (int i = 0; i < kProbeSlice / 32; ++i) {
+        const int row = 32 * i + lane;
+        keys[i] = row < rows ? key_of(shared.similarities[row][t], first + row, true) : 0;
+      }
+      Key* out = args.best + ((query * tokens + token + t) * slices + blockIdx.x) * args.probes;
+      for (int probe = 0; probe < args.probes; ++probe) {
+        Key most = 0;
+#pragma unroll
+        for (int i = 0; i < kProbeSlice / 32; ++i) most = max(most, keys[i]);
+        const auto high = static_cast<uint32_t>(most >> 32), top = most_of_warp(high);
+        const uint32_t low = most_of_warp(high == top ? static_cast<uint32_t>(most) : 0u);
+        most = static_cast<Key>(top) << 32 | low;
+#pragma unroll
+        for (int i = 0; i < kProbeSlice / 32; ++i) keys[i] = keys[i] == most ? 0 : keys[i];
+        if (lane == 0) out[probe] = most;
+      }
+    }
+    if (token + 32 < tokens) load_tiles();  // again: while the best are found they would take all registers
+    __syncthreads();
+  }
+}
+
+// Marks the centroids that a query token probes. Rows of zeros are padding.
+struct MarkProbed {
+  Segments queries;
+  int64_t words;
+  uint32_t* marks;
+  __device__ __forceinline__ void operator()(int64_t row, const Key* best, int probes) const {
     const int64_t query = quotient(row, queries.extent), token = row - query * queries.extent;
     const int64_t begin = span_of(queries, query).begin + token * queries.token_stride;
     bool real = false;
-    for (int64_t k = lane; k < queries.dim; k += 32)
+    for (int64_t k = threadIdx.x; k < queries.dim; k += kMergeThreads)
       real |= load_element(queries, begin + k * queries.feature_stride) != 0.f;
-    if (!__any_sync(~0u, real)) continue;
-    for (int64_t i = lane; i < probes; i += 32) {
-      const int64_t centroid = id_of(keys[row * probes + i]);
+    if (!__syncthreads_or(real)) return;
+    for (int i = threadIdx.x; i < probes; i += kMergeThreads) {
+      const int64_t centroid = id_of(best[i]);
       atomicOr(marks + query * words + centroid / 32, 1u << centroid % 32);
     }
   }
-}
+};
 
 // Documents with a marked centroid, in any order; the others' scores are -inf, and NaN where offsets are wrong.
 __global__ void __launch_bounds__(kSearchThreads)
     find_candidates(const __grid_constant__ ApproxArgs args, const uint32_t* marks, int64_t words, int32_t* candidates,
                     int32_t* counts) {
   extern __shared__ uint32_t own[];
+  ptx::wait_for_prior_kernel();
+  ptx::launch_dependents();
   const Segments& side = args.problem.documents;
   const int lane = threadIdx.x % 32, part = lane % kProbeLanes;
   const int64_t query = blockIdx.y;
@@ -63,7 +173,7 @@ __global__ void __launch_bounds__(kSearchThreads)
        first += int64_t{gridDim.x} * kProbeDocuments) {
     const int64_t document = first + threadIdx.x / kProbeLanes;
     const Span span = span_of(side, document);
-    const int longest = __reduce_max_sync(~0u, span.length);
+    const int longest = static_cast<int>(most_of_warp(static_cast<uint32_t>(span.length)));
     bool hit = false;
     for (int base = part; base - part < longest; base += kProbeLanes * kProbeTokens) {
       RawCode codes[kProbeTokens];
@@ -88,56 +198,79 @@ __global__ void __launch_bounds__(kSearchThreads)
   }
 }
 
+// Documents that are no candidates have no key: where most have the same score, counting takes long.
+struct CandidateScores {
+  const float* data;
+  int64_t count;
+  __device__ __forceinline__ Key at(int64_t query, int64_t i) const {
+    const float score = data[query * count + i];
+    return score == -INFINITY ? 0 : key_of(score, i, true);
+  }
+};
+
 // The pairs that are scored exactly. Where candidates ran out there is no document.
-__global__ void __launch_bounds__(kSearchThreads)
-    name_pairs(const int64_t* keys, int64_t queries, int64_t kept, int64_t* pair_queries, int64_t* pair_documents) {
-  for (int64_t i = int64_t{blockIdx.x} * kSearchThreads + threadIdx.x; i < queries * kept;
-       i += int64_t{gridDim.x} * kSearchThreads) {
-    pair_queries[i] = quotient(i, kept);
-    pair_documents[i] = score_of(keys[i]) == -INFINITY ? -1 : id_of(keys[i]);
+struct NamePairs {
+  int64_t *queries, *documents;
+  __device__ __forceinline__ void operator()(int64_t query, const Key* best, int kept) const {
+    for (int i = threadIdx.x; i < kept; i += kMergeThreads) {
+      queries[query * kept + i] = query;
+      documents[query * kept + i] = best[i] ? id_of(best[i]) : -1;
+    }
   }
-}
+};
 
-__global__ void __launch_bounds__(kSearchThreads)
-    leave_out(const int64_t* pair_documents, int64_t pairs, float* scores) {
-  for (int64_t i = int64_t{blockIdx.x} * kSearchThreads + threadIdx.x; i < pairs;
-       i += int64_t{gridDim.x} * kSearchThreads)
-    if (pair_documents[i] < 0) scores[i] = -INFINITY;
-}
-
-__global__ void __launch_bounds__(kSearchThreads)
-    name_results(const int64_t* keys, const int64_t* pair_documents, int64_t queries, int64_t kept, int64_t width,
-                 float* scores, int64_t* ids) {
-  for (int64_t i = int64_t{blockIdx.x} * kSearchThreads + threadIdx.x; i < queries * width;
-       i += int64_t{gridDim.x} * kSearchThreads) {
-    scores[i] = score_of(keys[i]);
-    ids[i] = pair_documents[quotient(i, width) * kept + id_of(keys[i])];
+// Their scores; -inf where there is no document.
+struct PairScores {
+  const float* data;
+  const int64_t* documents;
+  int64_t count;
+  __device__ __forceinline__ Key at(int64_t query, int64_t i) const {
+    const int64_t pair = query * count + i;
+    return key_of(documents[pair] < 0 ? -INFINITY : data[pair], i, true);
   }
-}
+};
+
+struct NameResults {
+  const int64_t* documents;
+  int64_t kept;
+  float* scores;
+  int64_t* ids;
+  __device__ __forceinline__ void operator()(int64_t query, const Key* best, int width) const {
+    for (int i = threadIdx.x; i < width; i += kMergeThreads) {
+      scores[query * width + i] = score_of(best[i]);
+      ids[query * width + i] = documents[query * kept + id_of(best[i])];
+    }
+  }
+};
 
 // Parts of the workspace.
 struct SearchPlan {
   int64_t words;  // of a query's marks
   uint32_t* marks;
   int32_t* counts;
-  int64_t* probed;      // keys
+  float* by_centroid;  // [Nq, C, Lq], where it is not given
+  Key* probed;
   float* coarse;        // [Nq, documents]
   int32_t* candidates;  // [Nq, documents]
-  int64_t* best;        // keys
   int64_t *pair_queries, *pair_documents;
   float* exact;
-  int64_t* last;  // keys
   char* scratch;  // of whichever launches need some
   int64_t zeroed, bytes;
 };
 
-Ranked ranked(const float* scores, int64_t rows, int64_t count, int64_t k) {
+Ranked ranked(int64_t rows, int64_t count, int64_t k) {
   Ranked out;
-  out.scores = scores;
   out.queries = rows;
   out.documents = count;
   out.k = k;
   return out;
+}
+
+// Centroids of a slice that a query token keeps.
+int64_t probes_of_slice(const Search& s) { return std::min<int64_t>(s.probes, kProbeSlice); }
+int64_t slices_of(const Search& s) { return ceil_div(s.residuals.centroid_count, kProbeSlice); }
+Ranked ranked_probes(const Search& s) {
+  return ranked(s.problem.queries.count * s.problem.queries.extent, slices_of(s) * probes_of_slice(s), s.probes);
 }
 
 // Pairs of a query and a document each.
@@ -163,24 +296,28 @@ SearchPlan search_plan(const Search& s, char* workspace) {
   take(plan.marks, queries * plan.words);
   take(plan.counts, queries);
   plan.zeroed = used;
-  take(plan.probed, tokens * s.probes);
+  take(plan.by_centroid, s.by_centroid ? 0 : tokens * s.residuals.centroid_count);
+  take(plan.probed, tokens * slices_of(s) * probes_of_slice(s));
   take(plan.coarse, queries * documents);
   take(plan.candidates, queries * documents);
-  take(plan.best, queries * s.kept);
   take(plan.pair_queries, queries * s.kept);
   take(plan.pair_documents, queries * s.kept);
   take(plan.exact, queries * s.kept);
-  take(plan.last, queries * s.top_k);
-  const int64_t scratch = std::max({rank_workspace(ranked(s.by_token, tokens, s.residuals.centroid_count, s.probes)),
-                                    rank_workspace(ranked(plan.coarse, queries, documents, s.kept)),
-                                    residual_workspace(listed(s, plan), s.residuals, s.path),
-                                    rank_workspace(ranked(plan.exact, queries, s.kept, s.top_k))});
+  const int64_t scratch = std::max(
+      {rank_workspace(ranked_probes(s)), rank_workspace(ranked(queries, documents, s.kept)),
+       residual_workspace(listed(s, plan), s.residuals, s.path), rank_workspace(ranked(queries, s.kept, s.top_k))});
   take(plan.scratch, scratch);
   plan.bytes = used;
   return plan;
 }
 
 }  // namespace
+
+bool search_multiplies(const Search& s) {
+  const Residuals& r = s.residuals;
+  return r.centroid_type == DType::f16 && s.problem.queries.dtype != DType::f32 && r.dim == kMaxResidualDim &&
+         reinterpret_cast<uintptr_t>(r.centroids) % 16 == 0;
+}
 
 bool search_takes(const Search& s) {
   return ceil_div(s.residuals.centroid_count, 32) * 4 <= kMostMarks && s.problem.queries.count <= 65535 &&
@@ -191,45 +328,45 @@ int64_t search_workspace(const Search& s) { return search_plan(s, nullptr).bytes
 
 void search(const Search& s, float* scores, int64_t* ids, void* workspace, cudaStream_t stream) {
   const SearchPlan plan = search_plan(s, static_cast<char*>(workspace));
-  const int64_t queries = s.problem.queries.count, tokens = queries * s.problem.queries.extent;
-  const int64_t documents = s.problem.documents.count, pairs = queries * s.kept;
-  const auto blocks = [](int64_t threads) { return grid(ceil_div(threads, kSearchThreads), 8); };
-  check(cudaMemsetAsync(plan.marks, 0, static_cast<size_t>(plan.zeroed), stream), "search marks");
-  rank(ranked(s.by_token, tokens, s.residuals.centroid_count, s.probes), plan.probed, plan.scratch, stream);
-  mark_probed<<<blocks(tokens * 32), kSearchThreads, 0, stream>>>(s.problem.queries, plan.probed, s.probes, plan.words,
-                                                                  plan.marks);
-  check(cudaGetLastError(), "mark_probed");
+  const Segments& queries = s.problem.queries;
+  const int64_t documents = s.problem.documents.count;
+  const float* const by_centroid = s.by_centroid ? s.by_centroid : plan.by_centroid;
+  const auto rows = static_cast<unsigned>(queries.count);
+  const ProbeArgs probe{queries,
+                        static_cast<const __half*>(s.residuals.centroids),
+                        const_cast<float*>(by_centroid),
+                        s.residuals.centroid_count,
+                        static_cast<int>(probes_of_slice(s)),
+                        plan.probed,
+                        plan.marks,
+                        plan.zeroed / 4};
+  launch_after("probe_slices", s.by_centroid ? &probe_slices<false> : &probe_slices<true>,
+               dim3(static_cast<unsigned>(slices_of(s)), rows), kSearchThreads, 0, stream, probe);
+  const Ranked probes = ranked_probes(s);
+  rank_into(Keys{plan.probed, probes.documents}, probes, MarkProbed{queries, plan.words, plan.marks}, plan.scratch,
+            stream);
 
   ApproxArgs args{s.problem, {}, plan.coarse, plan.candidates, plan.counts};
   args.a.codes = s.residuals.codes;
   args.a.centroid_count = s.residuals.centroid_count;
-  args.a.centroid_scores = s.by_centroid;
-  args.problem.queries.dim = s.problem.queries.extent;
+  args.a.centroid_scores = by_centroid;
+  args.problem.queries.dim = queries.extent;
   // Each query has as many rows of blocks as fill the GPU, or a few.
-  const auto rows = static_cast<unsigned>(queries);
-  const int64_t share = std::max<int64_t>(16, ceil_div(8 * current_device().sms, queries));
+  const int64_t share = std::max<int64_t>(16, ceil_div(8 * current_device().sms, queries.count));
   const auto columns = [&](int64_t wanted) { return static_cast<unsigned>(std::min(wanted, share)); };
-  find_candidates<<<dim3(columns(ceil_div(documents, kProbeDocuments)), rows), kSearchThreads,
-                    static_cast<size_t>(plan.words) * 4, stream>>>(args, plan.marks, plan.words, plan.candidates,
-                                                                   plan.counts);
-  check(cudaGetLastError(), "find_candidates");
-  const bool wide = args.problem.queries.dim % 4 == 0 && args.problem.queries.dim <= 128 &&
-                    reinterpret_cast<uintptr_t>(s.by_centroid) % 16 == 0;
-  const auto approx = wide ? approx_scores<4, 1, true> : approx_scores<1, 1, true>;
-  approx<<<dim3(columns(ceil_div(documents, kApproxThreads<1> / 32)), rows), kApproxThreads<1>, 0, stream>>>(args);
-  check(cudaGetLastError(), "approx_scores");
+  launch_after("find_candidates", &find_candidates, dim3(columns(ceil_div(documents, kProbeDocuments)), rows),
+               kSearchThreads, static_cast<size_t>(plan.words) * 4, stream, args, plan.marks, plan.words,
+               plan.candidates, plan.counts);
+  const bool wide =
+      queries.extent % 4 == 0 && queries.extent <= 128 && reinterpret_cast<uintptr_t>(by_centroid) % 16 == 0;
+  launch_after("approx_scores", wide ? &approx_scores<4, 1, true> : &approx_scores<1, 1, true>,
+               dim3(columns(ceil_div(documents, kApproxThreads<1> / 32)), rows), kApproxThreads<1>, 0, stream, args);
 
-  rank(ranked(plan.coarse, queries, documents, s.kept), plan.best, plan.scratch, stream);
-  name_pairs<<<blocks(pairs), kSearchThreads, 0, stream>>>(plan.best, queries, s.kept, plan.pair_queries,
-                                                           plan.pair_documents);
-  check(cudaGetLastError(), "name_pairs");
+  rank_into(CandidateScores{plan.coarse, documents}, ranked(queries.count, documents, s.kept),
+            NamePairs{plan.pair_queries, plan.pair_documents}, plan.scratch, stream);
   residual_forward(listed(s, plan), s.residuals, s.path, plan.exact, nullptr, plan.scratch, stream);
-  leave_out<<<blocks(pairs), kSearchThreads, 0, stream>>>(plan.pair_documents, pairs, plan.exact);
-  check(cudaGetLastError(), "leave_out");
-  rank(ranked(plan.exact, queries, s.kept, s.top_k), plan.last, plan.scratch, stream);
-  name_results<<<blocks(queries * s.top_k), kSearchThreads, 0, stream>>>(plan.last, plan.pair_documents, queries,
-                                                                         s.kept, s.top_k, scores, ids);
-  check(cudaGetLastError(), "name_results");
+  rank_into(PairScores{plan.exact, plan.pair_documents, s.kept}, ranked(queries.count, s.kept, s.top_k),
+            NameResults{plan.pair_documents, s.kept, scores, ids}, plan.scratch, stream);
 }
 
 }  // namespace cuda

@@ -10,12 +10,13 @@ namespace cuda {
 struct Search {
   Problem problem;  // queries [Nq, Lq, d] and all documents, one after another
   Residuals residuals;
-  const float* by_token;        // [Nq, Lq, C]
-  const float* by_centroid;     // [Nq, C, Lq]
+  const float* by_centroid;     // [Nq, C, Lq], or null where search_multiplies()
   int64_t probes, kept, top_k;  // centroids of a query token, documents that are scored exactly, and returned
   Path path;
 };
 
+// Whether it computes similarities of queries and centroids itself.
+bool search_multiplies(const Search& search);
 // Whether there is room for what it keeps in shared memory, and for a row of blocks each query.
 bool search_takes(const Search& search);
 int64_t search_workspace(const Search& search);

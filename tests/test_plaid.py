@@ -381,8 +381,8 @@ def test_opcheck(maxsim: ModuleType) -> None:
         torch.library.opcheck(ops.approx_forward.default, (table, codes, None, lengths, None))
         if device == "cuda":
             stored = maxsim.plaid.prepare_index(*index.packed).stored()
-            similarities = index.queries @ index.centroids.t()
-            arguments = (similarities, similarities.transpose(1, 2).contiguous(), index.queries, *stored[:3])
+            similarities = index.centroids @ index.queries.transpose(1, 2)
+            arguments = (similarities, index.queries, *stored[:3])
             arguments += (centroids, weights, stored.inverse_norms, stored.centroid_norm, nbits)
             torch.library.opcheck(ops.search_forward.default, (*arguments, 0, 3, 4, 2))
 

@@ -24,6 +24,9 @@ void require_same_device(const Tensor& t, const Tensor& like, const char* rule) 
   require(type == expected && t.get_device_index() == like.get_device_index(), rule);
 }
 
+// Through the dispatcher alone where it has to be: that takes longer than a kernel's launch.
+Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
 bool is_index(const Tensor& t) { return t.scalar_type() == ScalarType::Int || t.scalar_type() == ScalarType::Long; }
 
 IndexView view(const Tensor& t) { return {t.const_data_ptr(), t.stride(0), t.scalar_type() == ScalarType::Long}; }
@@ -123,10 +126,10 @@ BoundResiduals bind_residuals(MAXSIM_RESIDUAL_PARAMETERS) {
   BoundResiduals out;
   out.bound =
       bind_queries(queries, query_mask, pair_queries, pair_documents, normalize_queries, empty_score, with_argmax);
-  out.codes = torch::stable::contiguous(codes);
-  out.bytes = torch::stable::contiguous(residuals);
-  out.centroids = torch::stable::contiguous(centroids);
-  out.weights = torch::stable::contiguous(bucket_weights);
+  out.codes = as_contiguous(codes);
+  out.bytes = as_contiguous(residuals);
+  out.centroids = as_contiguous(centroids);
+  out.weights = as_contiguous(bucket_weights);
   set_documents(out.bound,
                 bind_documents({out.bytes, 1, document_offsets, document_lengths, document_mask}, queries.size(2)));
   Residuals& r = out.residuals;
@@ -146,7 +149,7 @@ BoundResiduals bind_residuals(MAXSIM_RESIDUAL_PARAMETERS) {
             "inverse_norms must be float32 with one factor for each document token");
     require_same_device(*inverse_norms, queries, "inverse_norms must be on the queries' device");
     require(centroid_norm > 0, "centroid_norm must be positive when inverse_norms are given");
-    out.norms = torch::stable::contiguous(*inverse_norms);
+    out.norms = as_contiguous(*inverse_norms);
     r.inverse_norms = static_cast<const float*>(out.norms.const_data_ptr());
     r.centroid_norm = static_cast<float>(centroid_norm);
   }
@@ -167,8 +170,8 @@ BoundApproximation bind_approximation(MAXSIM_APPROX_PARAMETERS) {
   require_same_device(codes, centroid_scores, "codes must be on the same device as centroid_scores");
   BoundApproximation out;
   const MaybeTensor none;
-  out.scores = torch::stable::contiguous(centroid_scores);
-  out.codes = torch::stable::contiguous(codes);
+  out.scores = as_contiguous(centroid_scores);
+  out.codes = as_contiguous(codes);
   out.bound = bind_queries(out.scores, none, none, none, false, 0.0, false);
   set_documents(out.bound, bind_documents({out.codes, 0, document_offsets, document_lengths, none}, 1));
   out.approximation.codes = code_view(out.codes);
@@ -179,7 +182,7 @@ BoundApproximation bind_approximation(MAXSIM_APPROX_PARAMETERS) {
                 probed->size(0) == centroid_scores.size(0) && probed->size(1) == centroid_scores.size(1),
             "probed must be bool [Nq, C]");
     require_same_device(*probed, centroid_scores, "probed must be on the same device as centroid_scores");
-    out.probed = torch::stable::contiguous(*probed);
+    out.probed = as_contiguous(*probed);
     out.approximation.probed = static_cast<const uint8_t*>(out.probed.const_data_ptr());
   }
   return out;
@@ -198,7 +201,7 @@ MAXSIM_FRAGMENT(TORCH_EXTENSION_NAME, ops) {
       "approx_forward(Tensor centroid_scores, Tensor codes, Tensor? document_offsets, Tensor? document_lengths, "
       "Tensor? probed) -> Tensor");
   ops.def(
-      "search_forward(Tensor by_token, Tensor by_centroid, Tensor queries, Tensor codes, Tensor residuals, "
+      "search_forward(Tensor? by_centroid, Tensor queries, Tensor codes, Tensor residuals, "
       "Tensor document_offsets, Tensor centroids, Tensor bucket_weights, Tensor inverse_norms, float centroid_norm, "
       "int nbits, int path, int probes, int kept, int top_k) -> (Tensor, Tensor)");
 }

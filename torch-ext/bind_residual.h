@@ -52,11 +52,11 @@ struct __attribute__((visibility("hidden"))) BoundApproximation {
 #define MAXSIM_APPROX_ARGUMENTS centroid_scores, codes, document_offsets, document_lengths, probed
 BoundApproximation bind_approximation(MAXSIM_APPROX_PARAMETERS);
 
-// Behind the similarities of every centroid, float32 `by_token` [Nq, Lq, C] and `by_centroid` [Nq, C, Lq].
-#define MAXSIM_SEARCH_PARAMETERS                                                                                      \
-  const Tensor &by_token, const Tensor &by_centroid, const Tensor &queries, const Tensor &codes,                      \
-      const Tensor &residuals, const Tensor &document_offsets, const Tensor &centroids, const Tensor &bucket_weights, \
-      const Tensor &inverse_norms, double centroid_norm, int64_t nbits, int64_t path, int64_t probes, int64_t kept,   \
+// Similarities of every centroid, float32 `by_centroid` [Nq, C, Lq], are computed where they are not given.
+#define MAXSIM_SEARCH_PARAMETERS                                                                                    \
+  const MaybeTensor &by_centroid, const Tensor &queries, const Tensor &codes, const Tensor &residuals,              \
+      const Tensor &document_offsets, const Tensor &centroids, const Tensor &bucket_weights,                        \
+      const Tensor &inverse_norms, double centroid_norm, int64_t nbits, int64_t path, int64_t probes, int64_t kept, \
       int64_t top_k
 
 std::tuple<Tensor, Tensor> search_forward_cuda(MAXSIM_SEARCH_PARAMETERS);

@@ -21,27 +21,22 @@ std::tuple<Tensor, Tensor> search_forward_cuda(MAXSIM_SEARCH_PARAMETERS) {
   const BoundResiduals call =
       bind_residuals(queries, codes, residuals, document_offsets, none, none, none, none, none, centroids,
                      bucket_weights, inverse_norms, centroid_norm, nbits, false, true, 0.0, path, false);
-  const BoundApproximation approx = bind_approximation(by_centroid, codes, document_offsets, none, none);
   const Problem& problem = call.bound.problem;
-  const Tensor tokens = torch::stable::contiguous(by_token);
   const int64_t count = problem.queries.count, extent = problem.queries.extent;
-  const int64_t shape[3] = {count, extent, call.residuals.centroid_count};
-  bool matches = tokens.dim() == 3 && by_centroid.size(0) == count && by_centroid.size(1) == shape[2] &&
-                 by_centroid.size(2) == extent && tokens.scalar_type() == by_centroid.scalar_type() &&
-                 tokens.get_device_index() == queries.get_device_index();
-  for (int i = 0; i < 3 && matches; ++i) matches = tokens.size(i) == shape[i];
-  require(matches, "by_token must be float32 [Nq, Lq, C], and by_centroid [Nq, C, Lq]");
-  require(probes >= 1 && probes <= shape[2] && kept >= 1 && kept <= problem.documents.count && top_k >= 1 &&
+  const int64_t centroid_count = call.residuals.centroid_count;
+  BoundApproximation given;
+  if (by_centroid) {
+    given = bind_approximation(*by_centroid, codes, document_offsets, none, none);
+    require(by_centroid->size(0) == count && by_centroid->size(1) == centroid_count && by_centroid->size(2) == extent,
+            "by_centroid must be float32 [Nq, C, Lq]");
+  }
+  require(probes >= 1 && probes <= centroid_count && kept >= 1 && kept <= problem.documents.count && top_k >= 1 &&
               top_k <= kept && count >= 1 && extent >= 1,
           "there must be as many centroids, documents and kept documents as are asked for");
-  cuda::Search search{problem,
-                      call.residuals,
-                      static_cast<const float*>(tokens.const_data_ptr()),
-                      approx.approximation.centroid_scores,
-                      probes,
-                      kept,
-                      top_k,
-                      static_cast<cuda::Path>(path)};
+  cuda::Search search{problem, call.residuals, given.approximation.centroid_scores, probes,
+                      kept,    top_k,          static_cast<cuda::Path>(path)};
+  require(by_centroid || cuda::search_multiplies(search),
+          "without by_centroid, centroids must be float16 with 128 features, and queries not float32");
   require(cuda::search_takes(search), "more centroids, queries, documents or results than a search takes");
   const int64_t results[2] = {count, top_k};
   Tensor scores = new_tensor(queries, results, 2, aoti_torch_dtype_float32());

@@ -46,6 +46,6 @@ def _approx_forward(
 
 
 @torch.library.register_fake(add_op_namespace_prefix("search_forward"))
-def _search_forward(by_token: Tensor, *rest: Tensor | float | int) -> tuple[Tensor, Tensor]:
-    shape = (by_token.shape[0], rest[-1])
-    return by_token.new_empty(shape), by_token.new_empty(shape, dtype=torch.int64)
+def _search_forward(by_centroid: Tensor | None, queries: Tensor, *rest: Tensor | float | int) -> tuple[Tensor, Tensor]:
+    shape = (queries.shape[0], rest[-1])
+    return queries.new_empty(shape, dtype=torch.float32), queries.new_empty(shape, dtype=torch.int64)

@@ -16,9 +16,10 @@ from .scoring import approximate
 if TYPE_CHECKING:
     from .index import Index
 
-# Devices with an op for everything behind the centroids' similarities, and what it has room for.
+# Devices with an op for everything behind the centroids' similarities, and what it has room for. Those it computes
+# itself where centroids have halves of so many features.
 _SEARCH_DEVICES = documents.devices_of("search_forward")
-_MOST_CENTROIDS, _MOST_RANKED, _MOST_QUERIES = 8 * (48 << 10), 2048, 65535
+_MOST_CENTROIDS, _MOST_RANKED, _MOST_QUERIES, _MULTIPLIED_DIM = 8 * (48 << 10), 2048, 65535, 128
 
 
 def search(index: Index, queries: Tensor, top_k: int, n_full_scores: int, n_ivf_probe: int) -> tuple[Tensor, Tensor]:
@@ -29,14 +30,14 @@ def search(index: Index, queries: Tensor, top_k: int, n_full_scores: int, n_ivf_
     if batch == 0 or count == 0 or queries.shape[1] == 0:
         return queries.new_zeros(batch, 0, dtype=torch.float32), queries.new_zeros(batch, 0, dtype=torch.int64)
     queries = queries.detach()
-    by_token, by_centroid = _centroid_scores(index.centroids, queries)
-    probes = min(n_ivf_probe, by_centroid.shape[1])
-    one_op = queries.device.type in _SEARCH_DEVICES and by_centroid.shape[1] <= _MOST_CENTROIDS
+    centroids, dim = index.centroids.shape
+    probes = min(n_ivf_probe, centroids)
+    one_op = queries.is_cuda and "cuda" in _SEARCH_DEVICES and centroids <= _MOST_CENTROIDS
     if one_op and max(probes, kept) <= _MOST_RANKED and batch <= _MOST_QUERIES:
         stored = index.stored()
+        halves = stored.centroids.dtype is torch.float16 and queries.dtype is not torch.float32
         return documents.search_forward(
-            by_token,
-            by_centroid,
+            None if halves and dim == _MULTIPLIED_DIM else _centroid_scores(stored.centroids, queries),
             queries,
             stored.codes,
             stored.residuals,
@@ -51,7 +52,8 @@ def search(index: Index, queries: Tensor, top_k: int, n_full_scores: int, n_ivf_
             kept,
             width,
         )
-    probed = _probed(by_token, queries, probes)
+    by_centroid = _centroid_scores(index.centroids, queries)
+    probed = _probed(by_centroid, queries, probes)
     coarse = approximate(by_centroid, index.codes, index.offsets, None, probed=probed)
     best, chosen = _best(coarse, kept)
     rows = torch.arange(batch, device=queries.device)[:, None].expand(batch, kept).reshape(-1)
@@ -69,23 +71,21 @@ def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return ranking.result()
 
 
-def _centroid_scores(centroids: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 products of query tokens and centroids, ``[Nq, Lq, C]`` and ``[Nq, C, Lq]``."""
+def _centroid_scores(centroids: Tensor, queries: Tensor) -> Tensor:
+    """float32 products of centroids and query tokens, ``[Nq, C, Lq]``."""
     options = {}
     if queries.is_cuda and queries.dtype == centroids.dtype and queries.dtype != torch.float32:
         options["out_dtype"] = torch.float32  # as the tensor cores sum up
     else:
         queries, centroids = queries.float(), centroids.float()
-    by_token = torch.mm(queries.flatten(0, 1), centroids.t(), **options).unflatten(0, queries.shape[:2])
-    every = centroids.expand(queries.shape[0], -1, -1)
-    return by_token, torch.bmm(every, queries.transpose(1, 2), **options)
+    return torch.bmm(centroids.expand(queries.shape[0], -1, -1), queries.transpose(1, 2), **options)
 
 
-def _probed(by_token: Tensor, queries: Tensor, probes: int) -> Tensor:
+def _probed(by_centroid: Tensor, queries: Tensor, probes: int) -> Tensor:
     """Which centroids ``[Nq, C]`` are among the best of a query token that is not padding."""
-    batch, _, centroids = by_token.shape
-    _, best = _best(by_token.flatten(0, 1), probes)
+    batch, centroids, _ = by_centroid.shape
+    _, best = _best(by_centroid.transpose(1, 2).flatten(0, 1), probes)
     # Those of padding are written behind the others' end.
     best = torch.where((queries != 0).any(-1).flatten()[:, None], best, centroids).view(batch, -1)
-    probed = torch.zeros(batch, centroids + 1, dtype=torch.bool, device=by_token.device)
+    probed = torch.zeros(batch, centroids + 1, dtype=torch.bool, device=by_centroid.device)
     return probed.scatter_(1, best, True)[:, :-1]
