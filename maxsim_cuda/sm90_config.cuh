@@ -74,6 +74,17 @@ struct Sm90Config {
   static_assert(kSharedBytes * kPerSm <= kSharedLimit, "the blocks of an SM share its memory");
 };
 
+// The shape of C for the plain case alone: `dense`, whole tiles, one piece a document, no sums in memory. A short call
+// waits for its instructions, and these are an eighth of what every layout takes.
+template <class C>
+struct Sm90Dense : C {
+  using Other = C;  // for the rest
+};
+template <class C>
+constexpr bool kOnlyDense = false;
+template <class C>
+constexpr bool kOnlyDense<Sm90Dense<C>> = true;
+
 // One short query: half of M idles and the copy engine is the limit. Two blocks an SM, so that one block's waits are
 // the other's work, and no more in flight than the memory likes: over 10 000 documents three 16 KB tiles a ring beat
 // four and five by 3 %. The next query is loaded beside the last one, for pair lists and candidates of many queries.
@@ -138,6 +149,7 @@ struct Sm90Args : ForwardArgs {
   bool masked;           // and documents have a mask
   bool dense;            // as `tma`, and both are padded with every token kept, in a cross product or slabs
   uint32_t dense_units;  // documents times the query groups that they meet one after the other
+  uint32_t dense_share;  // of each thread block or cluster, which the first ones have one more than
 };
 
 }  // namespace cuda

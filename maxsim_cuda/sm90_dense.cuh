@@ -18,9 +18,10 @@ struct Sm90DenseProducer : Sm90Feed<C, T, kColumns> {
     const bool cross = args.problem.pairing == Pairing::cross;
     // Cross: units are documents within groups. Slab: documents of a query, of which there is one to a group.
     const uint32_t inner = cross ? static_cast<uint32_t>(args.count) : args.problem.documents.inner;
-    const uint32_t units = args.dense_units, blocks = gridDim.x / args.pieces, block = blockIdx.x / args.pieces;
+    const uint32_t units = args.dense_units, pieces = kOnlyDense<C> ? 1 : args.pieces;
+    const uint32_t blocks = gridDim.x / pieces, block = blockIdx.x / pieces;
     const bool deal = cross && units == inner;
-    const uint32_t share = units / blocks, extra = units % blocks;
+    const uint32_t share = args.dense_share, extra = units - share * blocks;
     uint32_t unit = deal ? block : block * share + min(block, extra);
     const uint32_t to = deal ? units : unit + share + (block < extra), step = deal ? blocks : 1;
     uint32_t group = deal ? 0 : unit / inner, document = unit - group * inner;
@@ -48,20 +49,21 @@ struct Sm90DenseProducer : Sm90Feed<C, T, kColumns> {
                                          int length, bool new_queries, bool release) {
     int flags = new_queries ? StageInfo::kNewQueries : 0;
     const int64_t target = this->args.first + (cross ? document : unit);
-    const Piece piece = piece_of<C::N>(this->args, length);
+    const Piece piece = kOnlyDense<C> ? Piece{0, length} : piece_of<C::N>(this->args, length);
     for (int from = piece.from;; from += C::N) {
       const Tile<C::N> tile(from, piece.to, false);
+      const int rows = kOnlyDense<C> ? C::N : tile.rows;
       const bool last = tile.last;
       if (last) flags |= StageInfo::kLast | (release ? StageInfo::kRelease : 0);
       this->acquire();
       const int inner = cross ? 0 : static_cast<int>(document);
       const int outer = cross ? static_cast<int>(target) : static_cast<int>(group);
       if constexpr (kFactors) {
-        this->fetch_tile_factors(tile.rows, tile.first, inner, outer);
+        this->fetch_tile_factors(rows, tile.first, inner, outer);
         this->copies_arrive();
       } else {
-        flags |= this->keep_first(tile.rows);
-        this->copy_tile(flags, tile.first, tile.rows, target, tile.first, inner, outer);
+        flags |= this->keep_first(rows);
+        this->copy_tile(flags, tile.first, rows, target, tile.first, inner, outer);
       }
       this->ring.advance();
       if (!kFactors && from == piece.from && new_queries)

@@ -108,7 +108,7 @@ struct Sm90Consumer {
   __device__ __forceinline__ void take_maxima(int tile, int flags, int stage) {
     if (__shfl_sync(~0u, idle, 0)) return;
     const StageInfo& info = shared.stages[stage];
-    const bool full = __shfl_sync(~0u, flags, 0) & StageInfo::kFull;
+    const bool full = kOnlyDense<C> || __shfl_sync(~0u, flags, 0) & StageInfo::kFull;
     const TileTokens tokens{info.first_token, info.last_eight};
     int column0 = lane % 4 * 2;
     // What follows from a column's number is rarely asked for: it must not occupy registers that factors wait in.
@@ -259,7 +259,8 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x % 128 / 32;
   // Shuffled to stay in a register: the compiler would rather read the special one again at every use, and wait for it.
   const int lane = __shfl_xor_sync(~0u, threadIdx.x % 32, 0);
-  if (threadIdx.x == C::kGroups * 128 && args.tma) {
+  const bool tma = kOnlyDense<C> || args.tma;
+  if (threadIdx.x == C::kGroups * 128 && tma) {
     ptx::tma_prefetch(&document_map);
     ptx::tma_prefetch(&query_map);
   }
@@ -272,13 +273,13 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
   // The producer starts on the barriers that it made; the others wait until they are there.
   constexpr int kProducerThread = C::kGroups * 128 + kProducerWarp * 32;
   if (threadIdx.x == kProducerThread)
-    shared.init(args.tma, kStored<T>, C::kSplit && is_stored(args.problem.documents.dtype), kScalers, args.pieces);
+    shared.init(tma, kStored<T>, C::kSplit && is_stored(args.problem.documents.dtype), kScalers, args.pieces);
   __syncwarp();
-  if (args.tma && group == C::kGroups && warp == kProducerWarp)
+  if (tma && group == C::kGroups && warp == kProducerWarp)
     asm volatile("bar.arrive 1, %0;" ::"n"(C::kThreads) : "memory");
   else
     asm volatile("bar.sync 1, %0;" ::"n"(C::kThreads) : "memory");
-  if (args.pieces > 1) ptx::cluster_arrive();
+  if (!kOnlyDense<C> && args.pieces > 1) ptx::cluster_arrive();
   if (group < C::kGroups) {
     if (C::kMathRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::kMathRegisters));
     Sm90Consumer<C, T, kArgmax, kColumns>{
@@ -304,9 +305,9 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
         .run();
   } else if (warp == kFinisherWarp) {
     Sm90Finisher<C, T, kArgmax, kColumns>{args, shared, lane}.run();
-  } else if (warp == kProducerWarp || !args.tma) {
+  } else if (warp == kProducerWarp || !tma) {
     const Sm90Maps maps{query_map, document_map, tail_map};
-    if (args.dense)
+    if (kOnlyDense<C> || args.dense)
       Sm90DenseProducer<C, T, kColumns>(args, maps, shared, queries, tiles, warp, lane).run();
     else
       Sm90Producer<C, T, kColumns>(args, maps, shared, queries, tiles, warp, lane).run();

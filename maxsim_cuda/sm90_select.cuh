@@ -49,17 +49,27 @@ struct Clusters {
   }
 };
 
+// Tiles of a piece of a document that are worth a cluster: fewer take no longer than its start and its merging.
+constexpr int64_t kWorthwhile = 16;
+
 // Blocks that share each document, so that few long ones still fill the GPU.
 template <class C>
 int64_t pieces_of(const ForwardArgs& args, int64_t units, const Clusters& clusters) {
   const Segments& documents = args.problem.documents;
   if (documents.mask || units > clusters.active[0]) return 1;
-  constexpr int64_t kWorthwhile = 16;  // tiles of a piece: fewer take no longer than a cluster's start and its merging
   const int64_t tiles = ceil_div(average_length(documents), C::N);
   int64_t pieces = 1;
   for (int i = 0; i < Clusters::kSizes && units <= clusters.active[i] && 2 * pieces * kWorthwhile <= tiles; ++i)
     pieces *= 2;
   return pieces;
+}
+
+// What Sm90Dense asks for beyond `dense`. Few long documents are left to clusters.
+template <class C>
+bool whole_tiles(const ForwardArgs& args, int64_t units) {
+  const int64_t length = args.problem.documents.extent;
+  return !args.partials && length >= C::N &&
+         (units > int64_t{current_device().sms} * C::kPerSm || length <= 2 * kWorthwhile * C::N);
 }
 
 template <class C, class T, bool kArgmax, Columns kColumns>
@@ -71,13 +81,12 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
           "shared memory of sm90_forward");
     done = true;
   }
-  static const Clusters clusters(kernel, C::kThreads, C::kSharedBytes);
   const Segments& documents = args.problem.documents;
   CUtensorMap query_map{}, document_map{}, tail_map{};
   Sm90Args mapped{args};
   mapped.tma = describe(args.problem.queries, C::kQueryBoxRows, &query_map, C::kAtomBytes) &&
                describe(documents, C::N, &document_map, C::kAtomBytes) &&
-               describe(documents, 8, &tail_map, C::kAtomBytes);
+               (kOnlyDense<C> || describe(documents, 8, &tail_map, C::kAtomBytes));
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
   // A short stream that is read once leaves L2 to others: their dirty lines need not be written back to make room. A
@@ -88,15 +97,22 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   mapped.masked = mapped.tma && documents.mask;
   mapped.dense = mapped.tma && units < INT32_MAX && dense(args.problem);
   mapped.dense_units = static_cast<uint32_t>(units);
-  mapped.pieces = static_cast<int32_t>(pieces_of<C>(args, units, clusters));
+  if constexpr (kOnlyDense<C>) {
+    if (!mapped.dense || !whole_tiles<C>(args, units))
+      return launch<typename C::Other, T, kArgmax, kColumns>(args, stream);
+  } else {
+    static const Clusters clusters(kernel, C::kThreads, C::kSharedBytes);
+    mapped.pieces = static_cast<int32_t>(pieces_of<C>(args, units, clusters));
+  }
   // As few blocks as share the work as evenly: none is left with a last unit of its own. Ragged documents are shared
   // out by their tokens.
   const int64_t places = int64_t{current_device().sms} * C::kPerSm;
   const int64_t share = std::max<int64_t>(1, ceil_div(units, places));
   const bool by_tokens = cross && documents.packed();
+  const int64_t shares = by_tokens ? std::min(units, places) : ceil_div(units, share);
+  mapped.dense_share = static_cast<uint32_t>(units / shares);
   cudaLaunchConfig_t config{};
-  config.gridDim =
-      static_cast<unsigned>(mapped.pieces * (by_tokens ? std::min(units, places) : ceil_div(units, share)));
+  config.gridDim = static_cast<unsigned>(mapped.pieces * shares);
   config.blockDim = C::kThreads;
   config.dynamicSmemBytes = C::kSharedBytes;
   config.stream = stream;
@@ -111,6 +127,14 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
     attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(mapped.pieces), 1, 1};
   }
   check(cudaLaunchKernelEx(&config, kernel, mapped, query_map, document_map, tail_map), "sm90_forward");
+}
+
+// The plain case has a kernel of its own.
+template <class C, class T, bool kArgmax, Columns kColumns>
+void launch_shortest(const ForwardArgs& args, cudaStream_t stream) {
+  if constexpr (!kArgmax && kColumns == Columns::plain && !kStored<T>)
+    if (dense(args.problem)) return launch<Sm90Dense<C>, T, kArgmax, kColumns>(args, stream);
+  launch<C, T, kArgmax, kColumns>(args, stream);
 }
 
 // Whether tiles of kFirst columns spend fewer than those of kSecond, with the cost of a tile's start counted as eight.
@@ -138,11 +162,11 @@ void launch_lean(const ForwardArgs& args, cudaStream_t stream) {
     if (documents.dim <= 64) return launch<Sm90Narrow<T>, T, kArgmax, kColumns>(args, stream);
   if constexpr (!kArgmax && kColumns == Columns::plain && kAtoms == 2)
     if (args.problem.pairing != Pairing::list && args.count >= 32 * current_device().sms)
-      return launch<Sm90Long<kAtoms>, T, kArgmax, kColumns>(args, stream);
+      return launch_shortest<Sm90Long<kAtoms>, T, kArgmax, kColumns>(args, stream);
   if constexpr (kColumns == Columns::given)
     launch<Sm90LeanScaled<T>, T, kArgmax, kColumns>(args, stream);
   else
-    launch<Sm90Lean<kAtoms>, T, kArgmax, kColumns>(args, stream);
+    launch_shortest<Sm90Lean<kAtoms>, T, kArgmax, kColumns>(args, stream);
 }
 
 template <int kAtoms, class T, bool kArgmax, Columns kColumns>
@@ -150,8 +174,9 @@ void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
   const int64_t blocks = blocks_per_document(args), length = average_length(args.problem.documents);
   if (blocks <= 2) return launch_lean<kAtoms, T, kArgmax, kColumns>(args, stream);
   if (blocks <= 4) {
-    if (wastes_less<112, 128>(length)) return launch<Sm90Middle<kAtoms, 112>, T, kArgmax, kColumns>(args, stream);
-    return launch<Sm90Middle<kAtoms, 128>, T, kArgmax, kColumns>(args, stream);
+    if (wastes_less<112, 128>(length))
+      return launch_shortest<Sm90Middle<kAtoms, 112>, T, kArgmax, kColumns>(args, stream);
+    return launch_shortest<Sm90Middle<kAtoms, 128>, T, kArgmax, kColumns>(args, stream);
   }
   if constexpr (kColumns == Columns::norms) {
     if (wastes_less<104, 128>(length)) return launch<Sm90Paired<kAtoms, 104>, T, kArgmax, kColumns>(args, stream);
@@ -160,7 +185,7 @@ void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
                        kColumns == Columns::given) {  // query rows and more columns have no room in registers
     launch<Sm90Paired<kAtoms, Sm90Wide<kAtoms, T>::N>, T, kArgmax, kColumns>(args, stream);
   } else {
-    launch<Sm90Wide<kAtoms, T>, T, kArgmax, kColumns>(args, stream);
+    launch_shortest<Sm90Wide<kAtoms, T>, T, kArgmax, kColumns>(args, stream);
   }
 }
 
