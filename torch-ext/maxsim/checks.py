@@ -31,16 +31,16 @@ def tokens(
 
 def sides(query_name: str, queries: Tensor, document_name: str, documents: Tensor, document_bits: int = 0) -> None:
     """Both sides share an embedding dimension of at least one, and a device."""
-    dim = queries.shape[-1]
-    if document_bits == 1 and -(-dim // 8) != documents.shape[-1]:
+    dim, document_dim = queries.shape[-1], documents.shape[-1]
+    if document_bits == 1 and -(-dim // 8) != document_dim:
         raise ValueError(
             f"{document_name} must have ceil(d / 8) bytes a token, one bit for each feature of {query_name}; "
-            f"got {query_name}.shape[-1]={dim} and {document_name}.shape[-1]={documents.shape[-1]}"
+            f"got {query_name}.shape[-1]={dim} and {document_name}.shape[-1]={document_dim}"
         )
-    if document_bits != 1 and dim != documents.shape[-1]:
+    if document_bits != 1 and dim != document_dim:
         raise ValueError(
             f"{query_name} and {document_name} must share the embedding dim; "
-            f"got {query_name}.shape[-1]={dim} and {document_name}.shape[-1]={documents.shape[-1]}"
+            f"got {query_name}.shape[-1]={dim} and {document_name}.shape[-1]={document_dim}"
         )
     if dim == 0:
         raise ValueError(f"{query_name} and {document_name} must have an embedding dim of at least 1; got 0")

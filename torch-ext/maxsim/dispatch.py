@@ -26,9 +26,10 @@ def run(
 
     ``longest`` bounds the packed queries and came in as the argument ``longest_name``.
     """
-    mode = checks.option("backward", backward, BACKWARD_MODES)
-    normalize = checks.flag("normalize", normalize)
-    empty_score = checks.number("empty_score", empty_score)
+    # The defaults need no call that finds them right.
+    mode = 0 if backward is None else checks.option("backward", backward, BACKWARD_MODES)
+    normalize = normalize is not False and checks.flag("normalize", normalize)
+    empty_score = empty_score if type(empty_score) is float else checks.number("empty_score", empty_score)
     device = "cuda" if problem.queries.is_cuda else problem.queries.device.type  # which is cheaper to ask
     if device != "meta":  # meta tensors take the ops' fake kernels
         if torch.is_autocast_enabled(device):
@@ -53,7 +54,8 @@ def _bare(problem: Problem) -> bool:
 
 def allow_tf32(problem: Problem) -> bool:
     """Whether a kernel may round the operands of ``problem`` to TF32."""
-    promoted = problem.queries.dtype is torch.float32 or problem.documents.dtype is torch.float32
+    float32 = torch.float32
+    promoted = problem.queries.dtype is float32 or problem.documents.dtype is float32
     return promoted and problem.queries.is_cuda and _allow_tf32()
 
 
