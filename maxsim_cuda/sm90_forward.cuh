@@ -298,7 +298,9 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
   if (C::kWidens && group > C::kGroups) {
     if constexpr (C::kWidens)
       if (args.tma)  // else the loaders do
-        Sm90Widener<C, T>{args, shared, ptx::shared_address(tiles), static_cast<int>(threadIdx.x) % 128}.run();
+        Sm90Widener<C, T>{args, shared, ptx::shared_address(tiles),
+                          static_cast<int>(threadIdx.x) - (C::kGroups + 1) * 128}
+            .run();
   } else if (C::kSplit && group > C::kGroups) {
     Sm90Splitter<C>{args, shared, ptx::shared_address(queries), ptx::shared_address(tiles),
                     static_cast<int>(threadIdx.x) - (C::kGroups + 1) * 128}
