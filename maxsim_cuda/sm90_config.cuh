@@ -130,11 +130,12 @@ using Sm90SplitLean = Sm90Config<1, 1, 104, kAtoms, 3 * 104 * 512, 1, 1, 12>;
 template <int kAtoms>
 using Sm90SplitWide = Sm90Config<2, 1, 64, kAtoms, 128 * 1024, 1, 1, 8>;
 
-// Stored documents under 16-bit queries: a warp or two for each scheduler of an SM widen, because that takes the pipe
-// of integers, which fewer cannot keep busy. A tile has the space that it is widened to, and is not let go before the
-// next one is widened too: of a ring of three, only one would be on its way. So one block an SM, with six.
-template <int kAtoms>
-using Sm90WidenLean = Sm90Config<1, 1, 96, kAtoms, 12 * 96 * 128, 1, 2, 8, 128, false, true>;
+// Stored documents under 16-bit queries: four warps widen, one for each scheduler of an SM, because that takes the pipe
+// of integers, which two cannot keep busy. A tile has the space that it is widened to, so three are all that each of
+// two blocks has room for; one block an SM with twelve is slower, because a single math warpgroup then sets the pace.
+// Where winners and factors are kept that is still better than 80 registers a thread.
+template <int kAtoms, int kPerSm = 2>
+using Sm90WidenLean = Sm90Config<1, 1, 96, kAtoms, 12 / kPerSm * 96 * 128, kPerSm, 2, 4, 128, false, true>;
 template <int kAtoms>
 using Sm90WidenMiddle =
     Sm90Config<2, 1, 112, kAtoms, kSharedLimit - 1024 - 128 * kAtoms * 128, 1, 1, 4, 128, false, true>;

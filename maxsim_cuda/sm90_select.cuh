@@ -221,7 +221,10 @@ void select_stored(const ForwardArgs& args, cudaStream_t stream) {
 template <int kAtoms, class T, bool kArgmax, Columns kColumns>
 void launch_widened(const ForwardArgs& args, cudaStream_t stream) {
   const int64_t blocks = blocks_per_document(args);
-  if (blocks <= 2) return launch<Sm90WidenLean<kAtoms>, T, kArgmax, kColumns>(args, stream);
+  if (blocks <= 2) {
+    constexpr int kPerSm = kArgmax && has_factors(kColumns) ? 1 : 2;
+    return launch<Sm90WidenLean<kAtoms, kPerSm>, T, kArgmax, kColumns>(args, stream);
+  }
   if (blocks <= 4) return launch<Sm90WidenMiddle<kAtoms>, T, kArgmax, kColumns>(args, stream);
   launch<Sm90WidenPaired<kAtoms>, T, kArgmax, kColumns>(args, stream);
 }
