@@ -32,7 +32,9 @@ constexpr bool kStored = sizeof(T) == 1;
 enum class Columns { plain, norms, given, affine, units };
 
 // Whether columns have factors that their caller gave.
-MAXSIM_INLINE constexpr bool has_factors(Columns columns) { return columns == Columns::given || columns == Columns::affine; }
+MAXSIM_INLINE constexpr bool has_factors(Columns columns) {
+  return columns == Columns::given || columns == Columns::affine;
+}
 
 // Rows of so many bytes and fewer are cheaper to spread than to have copied one by one.
 constexpr int kSpreadBytes = 48;
