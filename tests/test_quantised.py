@@ -179,8 +179,6 @@ def test_every_fp8_value(maxsim, path):
 @pytest.mark.parametrize("name", ["affine_f16", "affine_bf16", "symmetric_bf16", "e5m2_under_f16", "binary_f16"])
 def test_queries_that_are_not_finite(maxsim, path, name):
     """Infinities follow IEEE through the dequantised values, and NaN stays."""
-    if path.name == "metal" and name.startswith("affine"):
-        pytest.xfail("Metal adds minima as products with a row's sum, where infinities of both signs may meet")
     generator = torch.Generator().manual_seed(2)
     Q, D = torch.randn(6, 5, 64, generator=generator), torch.randn(3, 150, 64, generator=generator)
     for query, value in enumerate((torch.inf, -torch.inf, torch.nan)):
@@ -191,10 +189,13 @@ def test_queries_that_are_not_finite(maxsim, path, name):
     documents = hq.mapped(documents, lambda x: x.unflatten(0, (3, 150)))
     want = maxsim.maxsim_reference(queries.double(), documents.dequantise(64, torch.float64))
     scores = maxsim.quantised.score(queries, documents)
+    if path.name == "metal" and name.startswith("affine"):  # adds minima as products with a row's sum
+        assert not scores[:2].isfinite().any()
+        want, scores = want[2:], scores[2:]
     assert torch.equal(scores.isnan(), want.isnan()) and torch.equal(scores.isinf(), want.isinf())
     assert torch.equal(scores[scores.isinf()], want[want.isinf()].float())
     finite = want.isfinite()
-    assert finite[4:].all()
+    assert finite[-2:].all()
     assert ((scores - want).abs() / want.abs())[finite].max() < hq.tolerance(name, path.name)
 
 
