@@ -97,6 +97,15 @@ class Run:
         floor, ms = self.floor_ms(inputs.nbytes, inputs.flops), clock.device_ms(call)
         return {"ms": ms, "floor_ms": floor, "of_floor": floor / ms, "err": error, "peak_MiB": clock.peak_mib(call, ())}
 
+    def beside_reading(self, impl: str, call: Call, inputs: Inputs, expected: tuple[Tensor, ...]) -> Row:
+        """A forward row, and in the kernel's the time that it takes to read the documents and do nothing else."""
+        row = self.forward(impl, call, inputs, expected)
+        if impl != "ours":
+            return row
+        from gpu_reading import reading_ms  # needs triton
+
+        return row | {"reading_ms": reading_ms(inputs.documents)}
+
     def form(self, impl: str, call: Call, inputs: Inputs, expected: tuple[Tensor, ...]) -> Row:
         """A forward row, and the plain bf16 call's time scaled to as many multiply-adds, if that was measured."""
         row = self.forward(impl, call, inputs, expected)
@@ -140,7 +149,7 @@ class Run:
 
 def forward(run: Run) -> None:
     for workload in FORWARD:
-        run.workload(workload, run.forward)
+        run.workload(workload, run.beside_reading)
 
 
 def overhead(run: Run) -> None:

@@ -17,6 +17,7 @@ COLUMNS = [
     ("graph_ms", "graph, ms", figure),
     ("graph_host_us", "graph, host µs", figure),
     ("of_floor", "of the floor", "{:.0%}".format),
+    ("reading_ms", "reading alone, ms", figure),
     ("of_plain", "× plain", "{:.2f}".format),
     ("err", "error", "{:.0e}".format),
     ("peak_MiB", "peak MiB", figure),

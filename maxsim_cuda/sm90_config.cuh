@@ -64,6 +64,9 @@ struct Sm90Config {
   static constexpr int kTileBytes = N * kRowBytes;
   static constexpr int kQueryBytes = kRows * kRowBytes;
   static constexpr bool kSpreads = kSpreads_, kWidens = kWidens_;
+  static constexpr bool kTogether = false;           // as Sm90Dense says
+  static constexpr int kAtomStep = N * kAtomBytes;   // from one atom of a tile's rows to the next
+  static constexpr int kGroupStep = 8 * kAtomBytes;  // and from eight rows to the next eight
   static constexpr int kStagedBytes = kSpreads ? N * kSpreadBytes : 0;
   static constexpr int kStages = std::min(kStageBytes / (kTileBytes + kStagedBytes), 6);  // more change nothing
   static constexpr int kSharedBytes =
@@ -77,15 +80,20 @@ struct Sm90Config {
 };
 
 // The shape of C for the plain case alone: `dense`, whole tiles, one piece a document, no sums in memory. A short call
-// waits for its instructions, and these are an eighth of what every layout takes.
-template <class C>
+// waits for its instructions, and these are an eighth of what every layout takes. kTogether: rows are two whole atoms,
+// which alternate in a tile, eight rows of each, because one copy brings both.
+template <class C, bool kTogether_ = false>
 struct Sm90Dense : C {
   using Other = C;  // for the rest
+  static constexpr bool kTogether = kTogether_;
+  static constexpr int kAtomStep = kTogether ? 8 * C::kAtomBytes : C::kAtomStep;
+  static constexpr int kGroupStep = kTogether ? 2 * kAtomStep : C::kGroupStep;
+  static_assert(!kTogether || C::kAtoms == 2);
 };
 template <class C>
 constexpr bool kOnlyDense = false;
-template <class C>
-constexpr bool kOnlyDense<Sm90Dense<C>> = true;
+template <class C, bool kTogether>
+constexpr bool kOnlyDense<Sm90Dense<C, kTogether>> = true;
 
 // One short query: half of M idles and the copy engine is the limit. Two blocks an SM, so that one block's waits are
 // the other's work, and no more in flight than the memory likes: over 10 000 documents three 16 KB tiles a ring beat
@@ -132,12 +140,19 @@ using Sm90SplitLean = Sm90Config<1, 1, 104, kAtoms, 3 * 104 * 512, 1, 1, 12>;
 template <int kAtoms>
 using Sm90SplitWide = Sm90Config<2, 1, 64, kAtoms, 128 * 1024, 1, 1, 8>;
 
-// Stored documents under 16-bit queries: four warps widen, one for each scheduler of an SM, because that takes the pipe
-// of integers, which two cannot keep busy. A tile has the space that it is widened to, so three are all that each of
-// two blocks has room for; one block an SM with twelve is slower, because a single math warpgroup then sets the pace.
-// Where winners and factors are kept that is still better than 80 registers a thread.
+// Stored documents under 16-bit queries: four warps widen, one for each scheduler of an SM; eight are no faster. A tile
+// has the space that it is widened to, and copying, widening and multiplying one takes longer than all that the next
+// one waits for, so narrow tiles of two atoms, four in each of two blocks, are a fifth faster than three of 96 rows.
+// One block an SM is slower, because a single math warpgroup then sets the pace. Where winners and factors are kept
+// that is still better than 80 registers a thread.
+template <int kAtoms>
+constexpr int kWidenRows = kAtoms == 1 ? 104 : 64;
+template <int kAtoms>
+constexpr int kWidenTiles = kAtoms == 1 ? 10 : 8;  // of an SM
 template <int kAtoms, int kPerSm = 2>
-using Sm90WidenLean = Sm90Config<1, 1, 96, kAtoms, 12 / kPerSm * 96 * 128, kPerSm, 2, 4, 128, false, true>;
+using Sm90WidenLean =
+    Sm90Config<1, 1, kWidenRows<kAtoms>, kAtoms, kWidenTiles<kAtoms> / kPerSm * kWidenRows<kAtoms> * 128 * kAtoms,
+               kPerSm, 2, 4, 128, false, true>;
 template <int kAtoms>
 using Sm90WidenMiddle =
     Sm90Config<2, 1, 112, kAtoms, kSharedLimit - 1024 - 128 * kAtoms * 128, 1, 1, 4, 128, false, true>;

@@ -89,6 +89,13 @@ struct Sm90Feed {
       ptx::tma_load(to, &map, &shared.full[ring.at], feature, row, inner, outer);
   }
 
+  __device__ __forceinline__ void load_whole(int row, int document) {
+    if (args.pass_through)
+      ptx::tma_load_whole(tile(), &maps.documents, &shared.full[ring.at], row, document, stream_policy);
+    else
+      ptx::tma_load_whole(tile(), &maps.documents, &shared.full[ring.at], row, document);
+  }
+
   // The kept columns of a tile of the first `rows`, which are copied in boxes of eight: from eight on, all of them.
   __device__ __forceinline__ int keep_first(int rows) {
     if (rows >= 8) return StageInfo::kFull | StageInfo::kAnyToken;
@@ -111,6 +118,8 @@ struct Sm90Feed {
                        static_cast<const char*>(side.data) + outer * side.segment_stride.outer +
                            inner * side.segment_stride.inner + row * side.dim,
                        bytes, &shared.full[ring.at]);
+    } else if (C::kTogether) {
+      if (lane == 0) load_whole(row, static_cast<int>(target));
     } else if (rows == C::N) {
       if (lane == 0)
 #pragma unroll

@@ -98,19 +98,22 @@ struct Sm90Consumer {
 
   __device__ __forceinline__ void multiply(int tile, uint32_t a, uint32_t b, int atom, int k, bool adds) {
     ptx::Wgmma<T, C::N>::run(products[tile], ptx::wgmma_descriptor(a, atom * 64 * 128 + k * 32),
-                             ptx::wgmma_descriptor(b, atom * C::N * 128 + k * 32), adds);
+                             ptx::wgmma_descriptor<128, C::kGroupStep>(b, atom * C::kAtomStep + k * 32), adds);
   }
   __device__ __forceinline__ void multiply_halves(int tile, uint32_t a, uint32_t b, bool adds) {
 #pragma unroll
     for (int k = 0; k < C::kAtoms * 2; ++k) multiply(tile, a, b, k / 4 * 2, k % 4, k > 0 || adds);
   }
 
-  __device__ __forceinline__ void take_maxima(int tile, int flags, int stage) {
+  __device__ __forceinline__ static bool is_full(int flags) {
+    return kOnlyDense<C> || __shfl_sync(~0u, flags, 0) & StageInfo::kFull;
+  }
+
+  __device__ __forceinline__ void take_maxima(int tile, int flags, int stage, const TileTokens& tokens) {
     if (__shfl_sync(~0u, idle, 0)) return;
     const StageInfo& info = shared.stages[stage];
-    const bool full = kOnlyDense<C> || __shfl_sync(~0u, flags, 0) & StageInfo::kFull;
-    const TileTokens tokens{info.first_token, info.last_eight};
-    int column0 = lane % 4 * 2;
+    const bool full = is_full(flags);
+    int column0 = (lane & 3) * 2;
     // What follows from a column's number is rarely asked for: it must not occupy registers that factors wait in.
     if constexpr (kStored<T>) asm volatile("" : "+r"(column0));
     if constexpr (kColumns == Columns::affine)
@@ -155,13 +158,12 @@ struct Sm90Consumer {
   // The same in every lane: what makes control flow around wgmma uniform for the compiler too.
   __device__ __forceinline__ int flags_of(int stage) const { return __shfl_sync(~0u, shared.stages[stage].flags, 0); }
 
-  // The tile of `stage` has met every row: let it go, and close its document if it was the last.
-  __device__ __forceinline__ void leave(int stage, int flags) {
-    any_token |= (flags & StageInfo::kAnyToken) != 0;
+  // Lets the tile of `stage` go, which has met every row, and says whose it was.
+  __device__ __forceinline__ int64_t leave(int stage) {
     const int64_t target = shared.stages[stage].target;
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(&shared.empty[stage]);
-    if (flags & StageInfo::kLast) hand_over(target, flags & (StageInfo::kInvalid | StageInfo::kRelease));
+    return target;
   }
 
   __device__ __forceinline__ void run() {
@@ -190,25 +192,35 @@ struct Sm90Consumer {
       next.advance();
       int ahead = 0;
       bool follows = false;
+      int64_t target = 0;
       // Each row tile's next product is in flight while the other tile's max is taken. `follows` is shuffled where it
       // is used: carried through the loop, the compiler takes it for divergent and serialises every product.
 #pragma unroll
       for (int tile = 0; tile < C::kTiles; ++tile) {
         ptx::wgmma_wait<C::kTiles - 1>();
         ptx::wgmma_settled(products[tile]);
-        take_maxima(tile, flags, ring.at);
+        // A tile's place is free as soon as the products are there, or where maxima need more of it, after those; in
+        // any case before the wait for the next one.
+        const bool met = tile == C::kTiles - 1, early = kColumns == Columns::plain && is_full(flags);
+        const StageInfo& info = shared.stages[ring.at];
+        const TileTokens tokens{info.first_token, info.last_eight};
+        if (met && early) target = leave(ring.at);
+        take_maxima(tile, flags, ring.at, tokens);
+        if (met && !early) target = leave(ring.at);
         if (tile == 0) {
           follows = !(__shfl_sync(~0u, flags, 0) & StageInfo::kRelease);
-          const Ring<C::kStages> look = follows ? next : ring;
-          wait_stage(look);
-          ahead = flags_of(look.at);
+          if (follows) {
+            wait_stage(next);
+            ahead = flags_of(next.at);
+          }
         }
         if (follows)
           issue(tile, next.at);
         else
           ptx::wgmma_commit();
       }
-      leave(ring.at, flags);
+      any_token |= (flags & StageInfo::kAnyToken) != 0;
+      if (flags & StageInfo::kLast) hand_over(target, flags & (StageInfo::kInvalid | StageInfo::kRelease));
       if (!follows) {
         ptx::mbarrier_arrive(&shared.queries_empty[buffer.at]);
         buffer.advance();

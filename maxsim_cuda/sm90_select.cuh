@@ -85,7 +85,8 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   CUtensorMap query_map{}, document_map{}, tail_map{};
   Sm90Args mapped{args};
   mapped.tma = describe(args.problem.queries, C::kQueryBoxRows, &query_map, C::kAtomBytes) &&
-               describe(documents, C::N, &document_map, C::kAtomBytes) &&
+               (C::kTogether ? describe_whole(documents, C::N, &document_map)
+                             : describe(documents, C::N, &document_map, C::kAtomBytes)) &&
                (kOnlyDense<C> || describe(documents, 8, &tail_map, C::kAtomBytes));
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
@@ -132,8 +133,13 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
 // The plain case has a kernel of its own.
 template <class C, class T, bool kArgmax, Columns kColumns>
 void launch_shortest(const ForwardArgs& args, cudaStream_t stream) {
-  if constexpr (!kArgmax && kColumns == Columns::plain && !kStored<T>)
-    if (dense(args.problem)) return launch<Sm90Dense<C>, T, kArgmax, kColumns>(args, stream);
+  if constexpr (kColumns == Columns::plain && !kStored<T>)
+    if (dense(args.problem)) {
+      if constexpr (C::kAtoms == 2)
+        if (args.problem.documents.dim == 2 * kAtom<T>)
+          return launch<Sm90Dense<C, true>, T, kArgmax, kColumns>(args, stream);
+      return launch<Sm90Dense<C>, T, kArgmax, kColumns>(args, stream);
+    }
   launch<C, T, kArgmax, kColumns>(args, stream);
 }
 

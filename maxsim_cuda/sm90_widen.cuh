@@ -2,6 +2,7 @@
 // shared memory, which is exact, between the copy engine and the products.
 #pragma once
 
+#include "ptx/permute.cuh"
 #include "ptx/shared.cuh"
 #include "sm90_shared.cuh"
 
@@ -11,59 +12,67 @@ namespace cuda {
 // What unsigned values are widened less of: products with what is left are small, and lose less to rounding.
 constexpr float kUnsignedCentre = 128.f;
 
-__device__ __forceinline__ uint32_t subtract_pair(uint32_t a, uint32_t b, __half) {
-  const __half2 out = __hsub2(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
-  return *reinterpret_cast<const uint32_t*>(&out);
+template <class Pair>
+__device__ __forceinline__ Pair as_pair(uint32_t bits) {
+  return *reinterpret_cast<const Pair*>(&bits);
 }
-__device__ __forceinline__ uint32_t subtract_pair(uint32_t a, uint32_t b, __nv_bfloat16) {
-  const __nv_bfloat162 out =
-      __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&a), *reinterpret_cast<const __nv_bfloat162*>(&b));
-  return *reinterpret_cast<const uint32_t*>(&out);
+template <class Pair>
+__device__ __forceinline__ uint32_t bits_of(const Pair& pair) {
+  return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// Two of four bytes, less kUnsignedCentre or signed: put behind the exponent of a number whose last place is 1.
+// Two of four bytes, less kUnsignedCentre or signed. fp16: put behind the exponent of a number whose last place is 1.
 template <bool kSigned>
 __device__ __forceinline__ uint32_t widen_integers(uint32_t bytes, int pair, __half) {  // 1024 + 128 + x, less 1152
   const uint32_t shifted = kSigned ? bytes ^ 0x80808080 : bytes;
-  return subtract_pair(__byte_perm(shifted, 0x64646464, pair ? 0x4342 : 0x4140), 0x64806480, __half());
+  const uint32_t two = __byte_perm(shifted, 0x64646464, pair ? 0x4342 : 0x4140);
+  return bits_of(__hsub2(as_pair<__half2>(two), as_pair<__half2>(0x64806480)));
 }
+// bf16: the bits of a byte are a number already, that many times 2^-133, of which 2^6 and 2^127 make the byte.
 template <bool kSigned>
-__device__ __forceinline__ uint32_t widen_integers(uint32_t bytes, int pair, __nv_bfloat16) {  // seven bits and a sign
-  const uint32_t two = __byte_perm(kSigned ? bytes : bytes ^ 0x80808080, 0, pair ? 0x4342 : 0x4140);
-  return subtract_pair((two & 0x007f007f) | 0x43004300, (two & 0x00800080) | 0x43004300, __nv_bfloat16());
+__device__ __forceinline__ uint32_t widen_integers(uint32_t bytes, int pair, __nv_bfloat16) {
+  using Pair = __nv_bfloat162;
+  const uint32_t shifted = kSigned ? bytes ^ 0x80808080 : bytes;
+  const Pair two = as_pair<Pair>(__byte_perm(shifted, 0, pair ? 0x4342 : 0x4140));
+  const Pair large = __hmul2(two, as_pair<Pair>(0x42804280));
+  return bits_of(__hfma2(large, as_pair<Pair>(0x7f007f00), as_pair<Pair>(0xc300c300)));
 }
 
 __device__ __forceinline__ uint32_t widen_floats(uint32_t pair, __nv_fp8_interpretation_t kind, __half) {
-  const __half2_raw out = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), kind);
-  return *reinterpret_cast<const uint32_t*>(&out);
+  return bits_of(__nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), kind));
 }
 __device__ __forceinline__ uint32_t widen_floats(uint32_t pair, __nv_fp8_interpretation_t kind, __nv_bfloat16) {
-  const uint32_t half = widen_floats(pair, kind, __half());
-  const __nv_bfloat162 out = __float22bfloat162_rn(__half22float2(*reinterpret_cast<const __half2*>(&half)));
-  return *reinterpret_cast<const uint32_t*>(&out);
+  return bits_of(__float22bfloat162_rn(__half22float2(as_pair<__half2>(widen_floats(pair, kind, __half())))));
 }
 
-// 1 where the bit is set, -1 where it is not, of two neighbouring bits.
+// 1 where the bit is set, -1 where it is not, of the lowest eight bits. Shifted copies, which a product adds, hold bits
+// 3 to 0 and 7 to 4 as the signs of the bytes of a word.
 template <class T>
-__device__ __forceinline__ uint32_t widen_signs(uint32_t bits, int first) {
+__device__ __forceinline__ void widen_signs(uint32_t bits, uint32_t (&out)[4]) {
   constexpr uint32_t kOne = std::is_same_v<T, __half> ? 0x3c003c00 : 0x3f803f80;
-  const uint32_t low = ~bits << (15 - first), high = ~bits << (30 - first);
-  return (((low & 0xffff) | (high & 0xffff0000)) & 0x80008000) | kOne;
+  const uint32_t eight = bits & 0xff, signs[2] = {eight * 0x80402010, eight * 0x08040201};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t set = i % 2 ? ptx::byte_signs<0, 1>(signs[i / 2]) : ptx::byte_signs<2, 3>(signs[i / 2]);
+    out[i] = (~set & 0x80008000) | kOne;
+  }
 }
 
 // Eight neighbouring features: bytes, or the bits of the lowest one.
 template <class T, DType kDType>
 __device__ __forceinline__ uint4 widen_eight(const uint2& raw) {
   uint32_t out[4];
+  if constexpr (kDType == DType::bit) {
+    widen_signs<T>(raw.x, out);
+  } else {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t word = i < 2 ? raw.x : raw.y;
-    if constexpr (kDType == DType::bit)
-      out[i] = widen_signs<T>(raw.x, 2 * i);
-    else if constexpr (kDType == DType::e4m3 || kDType == DType::e5m2)
-      out[i] = widen_floats(word >> i % 2 * 16 & 0xffff, kDType == DType::e4m3 ? __NV_E4M3 : __NV_E5M2, T());
-    else
-      out[i] = widen_integers<kDType == DType::s8>(word, i % 2, T());
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t word = i < 2 ? raw.x : raw.y;
+      if constexpr (kDType == DType::e4m3 || kDType == DType::e5m2)
+        out[i] = widen_floats(word >> i % 2 * 16 & 0xffff, kDType == DType::e4m3 ? __NV_E4M3 : __NV_E5M2, T());
+      else
+        out[i] = widen_integers<kDType == DType::s8>(word, i % 2, T());
+    }
   }
   return make_uint4(out[0], out[1], out[2], out[3]);
 }

@@ -30,10 +30,25 @@ CUtensorMapDataType map_type(DType type) {
                               : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
 }
 
-// A [dim, rows, inner, outer] view of one side, in boxes of so many rows and bytes of each. False where alignment or
-// strides do not allow a tensor map.
-bool describe(const Segments& side, int box_rows, CUtensorMap* map, int box_bytes = 128) {
+// False where alignment or strides do not allow a tensor map. L2 fetches a line at a time: two at once cost a long
+// stream 5 % of its speed.
+template <int kRank>
+bool encode(const Segments& side, CUtensorMap* map, const cuuint64_t (&sizes)[kRank], cuuint64_t (&strides)[kRank - 1],
+            const cuuint32_t (&box)[kRank], CUtensorMapSwizzle swizzle) {
   if (side.feature_stride != 1 || reinterpret_cast<uintptr_t>(side.data) % 16) return false;
+  for (int i = 0; i < kRank - 1; ++i) {
+    if (sizes[i + 1] == 1) strides[i] = 16;  // never stepped along
+    if (strides[i] % 16 || strides[i] >> 40) return false;
+  }
+  cuuint32_t step[kRank];
+  std::fill_n(step, kRank, 1);
+  return encoder()(map, map_type(side.dtype), kRank, const_cast<void*>(side.data), sizes, strides, box, step,
+                   CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+// A [dim, rows, inner, outer] view of one side, in boxes of so many rows and bytes of each.
+bool describe(const Segments& side, int box_rows, CUtensorMap* map, int box_bytes = 128) {
   const int64_t outer = side.packed() ? 1 : side.count / side.inner;
   const cuuint64_t size = element_size(side.dtype);
   const cuuint64_t sizes[4] = {
@@ -42,17 +57,26 @@ bool describe(const Segments& side, int box_rows, CUtensorMap* map, int box_byte
   cuuint64_t strides[3] = {static_cast<cuuint64_t>(side.token_stride) * size,
                            static_cast<cuuint64_t>(side.segment_stride.inner) * size,
                            static_cast<cuuint64_t>(side.segment_stride.outer) * size};
-  for (int i = 0; i < 3; ++i) {
-    if (sizes[i + 1] == 1) strides[i] = 16;  // never stepped along
-    if (strides[i] % 16 || strides[i] >> 40) return false;
-  }
-  const cuuint32_t box[4] = {static_cast<cuuint32_t>(box_bytes / size), static_cast<cuuint32_t>(box_rows), 1, 1},
-                   step[4] = {1, 1, 1, 1};
-  const bool narrow = box_bytes == 64;  // of which L2 fetches two at once, and is slower at four
-  return encoder()(map, map_type(side.dtype), 4, const_cast<void*>(side.data), sizes, strides, box, step,
-                   CU_TENSOR_MAP_INTERLEAVE_NONE, narrow ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
-                   narrow ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B : CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  const cuuint32_t box[4] = {static_cast<cuuint32_t>(box_bytes / size), static_cast<cuuint32_t>(box_rows), 1, 1};
+  return encode(side, map, sizes, strides, box,
+                box_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
+// A view of padded rows of two 128-byte atoms in boxes of all that a tile is: eight rows' first atoms, their second
+// ones, and so on with the next eight rows. So a row's lines are asked for within a short time of one another, by one
+// instruction. Its dimensions overlap: a row is one of eight from any row on, and another one of eights; the first ends
+// where the last eight of a tile reach a document's end.
+bool describe_whole(const Segments& side, int tile_rows, CUtensorMap* map) {
+  const cuuint64_t size = element_size(side.dtype), outer = side.count / side.inner;
+  if (side.packed() || side.dim * size != 256 || side.extent < tile_rows) return false;
+  if (outer > 1 && side.inner > 1 && side.segment_stride.outer != side.inner * side.segment_stride.inner) return false;
+  const int64_t segment = side.inner > 1 ? side.segment_stride.inner : side.segment_stride.outer;
+  const cuuint64_t row = static_cast<cuuint64_t>(side.token_stride) * size;
+  const cuuint64_t sizes[5] = {128 / size, static_cast<cuuint64_t>(side.extent - tile_rows + 8), 2,
+                               static_cast<cuuint64_t>(tile_rows / 8), static_cast<cuuint64_t>(side.count)};
+  cuuint64_t strides[4] = {row, 128, 8 * row, static_cast<cuuint64_t>(segment) * size};
+  const cuuint32_t box[5] = {static_cast<cuuint32_t>(sizes[0]), 8, 2, static_cast<cuuint32_t>(tile_rows / 8), 1};
+  return encode(side, map, sizes, strides, box, CU_TENSOR_MAP_SWIZZLE_128B);
 }
 
 }  // namespace

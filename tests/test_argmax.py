@@ -49,6 +49,26 @@ def test_lowest_index_wins_across_blocks(maxsim, path, length, dtype):
         assert (maxsim.maxsim_with_argmax(queries, document, d_mask=mask)[1] == want).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=dtype_id)
+@pytest.mark.parametrize(("queries", "tokens"), [(1, 32), (3, 32), (12, 32), (2, 100)])
+@pytest.mark.parametrize("length", [15, 64, 104, 180, 300])
+def test_any_token_may_win(maxsim, path, length, queries, tokens, dtype):
+    """Query tokens are single features, so a similarity is a document's feature: positive, zero or negative maxima, few
+    distinct values and so many equal ones, and winners everywhere."""
+    generator = torch.Generator().manual_seed(length * queries + tokens)
+    values = torch.tensor([-2.0, -1.0, -0.0, 0.0, 0.25, 0.5, 1.0])
+    highest = torch.randint(1, len(values) + 1, (5, 1, 128), generator=generator)
+    picked = torch.randint(1 << 16, (5, length, 128), generator=generator) % highest
+    documents = values[picked].to(path.device, dtype)
+    features = torch.stack([torch.randperm(128, generator=generator)[:tokens] for _ in range(queries)])
+    Q = torch.nn.functional.one_hot(features, 128).to(path.device, dtype)
+    scores, argmax = maxsim.maxsim_with_argmax(Q, documents)
+    similarities = documents.float().cpu()[:, :, features].permute(2, 0, 3, 1)  # [queries, documents, tokens, length]
+    best = similarities.amax(dim=-1, keepdim=True)
+    assert torch.equal(argmax.long().cpu(), (similarities == best).int().argmax(dim=-1))
+    assert torch.equal(scores.cpu(), best.sum(dim=(-2, -1)))
+
+
 def test_masked_tokens_have_no_winner_and_win_nothing(maxsim, path):
     queries, documents = torch.randn(3, 7, 16, device=path.device), torch.randn(2, 9, 16, device=path.device)
     q_mask, d_mask = torch.rand(3, 7, device=path.device) < 0.5, torch.rand(2, 9, device=path.device) < 0.5

@@ -39,6 +39,25 @@ __device__ __forceinline__ void tma_load(void* shared, const CUtensorMap* map, u
       : "memory");
 }
 
+// The same of a 5-D map, from the beginning of all dimensions but the second and the last.
+__device__ __forceinline__ void tma_load_whole(void* shared, const CUtensorMap* map, uint64_t* barrier, int row,
+                                               int outer) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %3, %3, "
+      "%5}], "
+      "[%2];" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(row), "r"(outer)
+      : "memory");
+}
+__device__ __forceinline__ void tma_load_whole(void* shared, const CUtensorMap* map, uint64_t* barrier, int row,
+                                               int outer, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1, {%3, %4, %3, %3, %5}], [%2], %6;" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(row), "r"(outer), "l"(policy)
+      : "memory");
+}
+
 // `bytes` that lie together, a multiple of 16 as both addresses are.
 __device__ __forceinline__ void bulk_load(void* shared, const void* global, int bytes, uint64_t* barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(

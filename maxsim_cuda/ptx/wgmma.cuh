@@ -10,17 +10,17 @@
 namespace maxsim {
 namespace ptx {
 
-// K-major operand in swizzled rows of 128 or 64 bytes, in groups of eight. Of its descriptor only the low word
-// holds the address, in units of 16 bytes: places within an operand are one addition apart. Shuffled, because the
-// instruction takes it from uniform registers, and the compiler would rather compute the address anew for every
-// product.
+// K-major operand in swizzled rows of 128 or 64 bytes, in groups of eight that lie kGroupBytes apart. Of its descriptor
+// only the low word holds the address, in units of 16 bytes: places within an operand are one addition apart. Shuffled,
+// because the instruction takes it from uniform registers, and the compiler would rather compute the address anew for
+// every product.
 __device__ __forceinline__ uint32_t wgmma_operand(uint32_t address) {
   return __shfl_sync(~0u, ((address & 0x3ffff) >> 4) | (1u << 16), 0);
 }
-template <int kRowBytes = 128>
+template <int kRowBytes = 128, int kGroupBytes = kRowBytes * 8>
 __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t operand, int bytes) {
   static_assert(kRowBytes == 128 || kRowBytes == 64);
-  constexpr uint32_t kGroup = kRowBytes * 8 / 16, kSwizzle = kRowBytes == 128 ? 1 : 2;
+  constexpr uint32_t kGroup = kGroupBytes / 16, kSwizzle = kRowBytes == 128 ? 1 : 2;
   return static_cast<uint64_t>(kGroup | kSwizzle << 30) << 32 | (operand + bytes / 16);
 }
 

@@ -52,19 +52,21 @@ def pack_bits(X: Tensor) -> Tensor:
     if not isinstance(X, Tensor) or X.dim() == 0:
         raise ValueError(f"X must be [..., d]; got {type(X).__name__}")
     signs = torch.nn.functional.pad((X > 0).to(torch.uint8), (0, -X.shape[-1] % 8))
-    weights = torch.tensor([1 << k for k in range(8)], dtype=torch.uint8, device=X.device)
-    return (signs.unflatten(-1, (-1, 8)) * weights).sum(-1, dtype=torch.uint8)
+    places = torch.arange(8, dtype=torch.uint8, device=X.device)
+    return (signs.unflatten(-1, (-1, 8)) << places).sum(-1, dtype=torch.uint8)
 
 
 def unpack_bits(packed: Tensor, dim: int | None = None) -> Tensor:
     """int8 ``[..., dim]`` of 1 where a bit is set and -1 elsewhere; ``dim`` defaults to all bits."""
     if not isinstance(packed, Tensor) or packed.dtype is not torch.uint8:
         raise TypeError(f"packed must be uint8; got {getattr(packed, 'dtype', type(packed).__name__)}")
-    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    bits = (packed[..., None] >> places & 1).flatten(-2)
     if dim is not None and -(-dim // 8) != packed.shape[-1]:
         raise ValueError(f"dim must fit {packed.shape[-1]} bytes a token; got {dim}")
-    return bits[..., :dim].to(torch.int8) * 2 - 1
+    # Few operations, because for a query's few bytes launching them is all that takes time: each bit becomes a sign,
+    # and what is shifted out from under it -1 or 0.
+    places = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+    minus = (packed[..., None] << places).view(torch.int8) >> 7
+    return torch.rsub(minus, -1, alpha=2).flatten(-2)[..., :dim]
 
 
 def score(
