@@ -178,6 +178,7 @@ struct HitCollector {
       shared.next[warp] = end - max(left, 0);
       shared.sort.count[warp] = filled;
     }
+    __syncwarp();  // all lanes look at what the first one wrote
   }
 
   __device__ __forceinline__ bool in_fours() const {
