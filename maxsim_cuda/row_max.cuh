@@ -121,25 +121,37 @@ struct KeptColumns {
   }
 };
 
-// A thread's products of one of its two rows, as integers: as those they are ordered as floats are, with NaN above all
-// of them, as long as the maximum is not negative.
+// Maxima by the bits of the products, three at a time, which is four times as fast as comparing floats: as integers
+// they are ordered as floats are, with NaN above all of them, as long as the maximum is not negative.
 template <int kCount, class A, class Kept, class Scale>
-struct RowValues {
-  static constexpr int kValues = kCount / 2;
-  const A (&c)[kCount];
-  int row, column0;
-  const Kept& kept;
-  const Scale& scale;
-
-  // Columns ascend with `i`.
-  __device__ __forceinline__ int32_t operator()(int i) const {
-    const int j = i / 2, e = i % 2;
-    return kept.keep(__float_as_int(scale.apply(c[4 * j + 2 * row + e], scale.at(column0 + j * 8), row, e)), j, e);
+__device__ __forceinline__ void integer_maxima(const A (&c)[kCount], int column0, const Kept& kept, const Scale& scale,
+                                               int32_t (&best)[2]) {
+  best[0] = best[1] = INT32_MIN;
+#pragma unroll
+  for (int j = 0; j < kCount / 4; ++j) {
+    const auto factor = scale.at(column0 + j * 8);
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      best[r] = __vimax3_s32(best[r], kept.keep(__float_as_int(scale.apply(c[4 * j + 2 * r], factor, r, 0)), j, 0),
+                             kept.keep(__float_as_int(scale.apply(c[4 * j + 2 * r + 1], factor, r, 1)), j, 1));
   }
-  __device__ __forceinline__ static int column(unsigned i) { return i / 2 * 8 + i % 2; }
-};
+}
 
-// The maximum of kTo - kFrom values, three at a time, which is four times as fast as comparing floats.
+// Maxima of a tile. False, with nothing taken, where one is negative.
+template <int kCount, class A, class Tokens, class Kept, class Scale>
+__device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<false>& row, const Tokens&, int column0,
+                                            const Kept& kept, const Scale& scale) {
+  int32_t best[2];
+  integer_maxima(c, column0, kept, scale, best);
+  const bool any = kept.any(kCount / 4), negative = __any_sync(~0u, any && (best[0] | best[1]) < 0);
+  if (__shfl_sync(~0u, negative, 0)) return false;  // shuffled for the compiler: it keeps wgmma's control flow uniform
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+    if (any) row.best[r] = max_nan(row.best[r], __int_as_float(best[r]));
+  return true;
+}
+
+// The maximum of kTo - kFrom values, three at a time.
 template <int kFrom, int kTo, class Values>
 __device__ __forceinline__ int32_t maximum(const Values& value) {
   int32_t best = value(kFrom);
@@ -171,47 +183,89 @@ __device__ __forceinline__ int first_of(const Values& value, int32_t best) {
 }
 
 // Which as an integer is below all others, but as a float equals zero.
-template <class Values>
+template <int kCount, class Values>
 __device__ __forceinline__ bool has_negative_zero(const Values& value) {
   int32_t least = value(0);
 #pragma unroll
-  for (int i = 1; i < Values::kValues; ++i) least = min(least, value(i));
+  for (int i = 1; i < kCount; ++i) least = min(least, value(i));
   return least == INT32_MIN;
 }
 
-// The maxima of a tile, and with winners the first tokens to reach them. False, with nothing taken, where a maximum is
-// negative, or winners are asked for and it is NaN, or a zero beside negative ones.
-template <int kCount, class A, bool kArgmax, class Tokens, class Kept, class Scale>
-__device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<kArgmax>& row, const Tokens& tokens,
-                                            int column0, const Kept& kept, const Scale& scale) {
-  using Values = RowValues<kCount, A, Kept, Scale>;
-  const Values values[2] = {{c, 0, column0, kept, scale}, {c, 1, column0, kept, scale}};
+// Winners of a tile of which every column counts, as products are. False, with nothing taken, where a maximum is
+// negative, NaN or a zero that may equal one of another sign.
+template <int kCount, class Tokens>
+__device__ __forceinline__ bool take_winners(const float (&c)[kCount], RowState<true>& row, const Tokens& tokens,
+                                             int column0) {
+  constexpr int kValues = kCount / 2;
+  const auto value_of = [&](int r) { return [&c, r](int i) { return __float_as_int(c[i / 2 * 4 + 2 * r + i % 2]); }; };
   int32_t best[2];
 #pragma unroll
-  for (int r = 0; r < 2; ++r) best[r] = maximum<0, Values::kValues>(values[r]);
-  const bool any = kept.any(kCount / 4);
-  bool exact = (best[0] | best[1]) < 0;
-  if (kArgmax) {
-    constexpr int32_t kInfinite = 0x7f800000;
-    exact |= best[0] > kInfinite || best[1] > kInfinite;
-    if (__any_sync(~0u, best[0] == 0 || best[1] == 0))
+  for (int r = 0; r < 2; ++r) best[r] = maximum<0, kValues>(value_of(r));
+  constexpr int32_t kInfinite = 0x7f800000;
+  bool exact = (best[0] | best[1]) < 0 || best[0] > kInfinite || best[1] > kInfinite;
+  if (__any_sync(~0u, best[0] == 0 || best[1] == 0))
 #pragma unroll
-      for (int r = 0; r < 2; ++r) exact |= best[r] == 0 && has_negative_zero(values[r]);
-  }
-  // Shuffled for the compiler: it keeps wgmma's control flow uniform.
-  if (__shfl_sync(~0u, __any_sync(~0u, any && exact), 0)) return false;
+    for (int r = 0; r < 2; ++r) exact |= best[r] == 0 && has_negative_zero<kValues>(value_of(r));
+  if (__shfl_sync(~0u, __any_sync(~0u, exact), 0)) return false;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    if constexpr (kArgmax) {
-      int winner = first_of<Values::kValues>(values[r], best[r]);
-      asm volatile("" : "+r"(winner));  // no branch around it
-      const bool greater = any && __int_as_float(best[r]) > row.best[r];
-      row.best[r] = greater ? __int_as_float(best[r]) : row.best[r];
-      row.winner[r] = greater ? tokens.at(column0 + Values::column(winner)) : row.winner[r];
-    } else {
-      if (any) row.best[r] = max_nan(row.best[r], __int_as_float(best[r]));
+    unsigned winner = first_of<kValues>(value_of(r), best[r]);
+    asm volatile("" : "+r"(winner));  // no branch around it
+    const bool greater = __int_as_float(best[r]) > row.best[r];
+    row.best[r] = greater ? __int_as_float(best[r]) : row.best[r];
+    row.winner[r] = greater ? tokens.at(column0 + static_cast<int>(winner / 2 * 8 + winner % 2)) : row.winner[r];
+  }
+  return true;
+}
+
+// Winners of any tile: choosing among groups would need each kept or scaled value in a register. A product's
+// distance below the maximum, blown up, pushes its column's rank far below zero;
+// only products that equal the maximum keep theirs, and the highest rank is the lowest column. That costs the idle FMA
+// pipe two operations a product and the busy one half of one, where a comparison and two selections cost it three.
+// False, with nothing taken, where a maximum is negative, NaN or too large to subtract from.
+template <int kCount, class A, class Tokens, class Kept, class Scale>
+__device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<true>& row, const Tokens& tokens,
+                                            int column0, const Kept& kept, const Scale& scale) {
+  constexpr int kRanks = 1024;  // as the bits of a float, which addition to zero leaves as they are
+  static_assert(kCount * 2 <= kRanks, "a rank above zero for each column of the tile");
+  constexpr uint32_t kTooLarge = 0x7e800000;  // the bits of 2^126; as unsigned, those of negative numbers are above
+  // Whatever the maximum, two floats differ by 2^-149 at least: times 2^100 and 2^60 that is 2^11, far above any rank.
+  // From 2^-20 on they differ by 2^-44, and the first factor is not needed; it could overflow.
+  constexpr float kBlowUp = 0x1p60f, kSmall = 0x1p-20f, kSmallFactor = 0x1p100f;
+  int32_t best[2];
+  integer_maxima(c, column0, kept, scale, best);
+  const bool any = kept.any(kCount / 4);
+  const bool exact = __any_sync(
+      ~0u, any && (static_cast<uint32_t>(best[0]) >= kTooLarge || static_cast<uint32_t>(best[1]) >= kTooLarge));
+  if (__shfl_sync(~0u, exact, 0)) return false;
+  float factor[2], origin[2];
+  int32_t rank[2] = {INT32_MIN, INT32_MIN};
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float value = __int_as_float(best[r]);
+    factor[r] = value < kSmall ? kSmallFactor : 1.f;
+    origin[r] = -value * factor[r];
+  }
+#pragma unroll
+  for (int j = 0; j < kCount / 4; ++j) {
+    const auto column = scale.at(column0 + j * 8);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      int32_t ranks[2];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float below = fmaf(scale.apply(c[4 * j + 2 * r + e], column, r, e), factor[r], origin[r]);
+        ranks[e] = kept.keep(__float_as_int(fmaf(below, kBlowUp, __int_as_float(kRanks - (8 * j + e)))), j, e);
+      }
+      rank[r] = __vimax3_s32(rank[r], ranks[0], ranks[1]);
     }
   }
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+    if (any && __int_as_float(best[r]) > row.best[r]) {
+      row.best[r] = __int_as_float(best[r]);
+      row.winner[r] = tokens.at(column0 + kRanks - rank[r]);
+    }
   return true;
 }
 
@@ -222,9 +276,13 @@ __device__ __forceinline__ void take_products(const A (&c)[kCount], RowState<kAr
                                               int column0, bool full, const uint32_t* bits, const Scale& scale) {
   // Sums of integers and factors leave no registers for the masks.
   if constexpr (std::is_same_v<A, float> && !Scale::kScales) {
-    if (full ? take_maxima(c, row, tokens, column0, EveryColumn{}, scale)
-             : take_maxima(c, row, tokens, column0, KeptColumns{bits, column0}, scale))
-      return;
+    const auto take_whole = [&] {
+      if constexpr (kArgmax)
+        return take_winners(c, row, tokens, column0);
+      else
+        return take_maxima(c, row, tokens, column0, EveryColumn{}, scale);
+    };
+    if (full ? take_whole() : take_maxima(c, row, tokens, column0, KeptColumns{bits, column0}, scale)) return;
   } else {
     if (full && take_maxima(c, row, tokens, column0, EveryColumn{}, scale)) return;
   }

@@ -142,17 +142,12 @@ using Sm90SplitWide = Sm90Config<2, 1, 64, kAtoms, 128 * 1024, 1, 1, 8>;
 
 // Stored documents under 16-bit queries: four warps widen, one for each scheduler of an SM; eight are no faster. A tile
 // has the space that it is widened to, and copying, widening and multiplying one takes longer than all that the next
-// one waits for, so narrow tiles of two atoms, four in each of two blocks, are a fifth faster than three of 96 rows.
-// One block an SM is slower, because a single math warpgroup then sets the pace. Where winners and factors are kept
-// that is still better than 80 registers a thread.
-template <int kAtoms>
-constexpr int kWidenRows = kAtoms == 1 ? 104 : 64;
-template <int kAtoms>
-constexpr int kWidenTiles = kAtoms == 1 ? 10 : 8;  // of an SM
+// one waits for, so narrow tiles, four of two atoms or six of one in each of two blocks, are a fifth faster than three
+// of 96 rows. One block an SM is slower, because a single math warpgroup then sets the pace. Where winners and factors
+// are kept that is still better than 80 registers a thread.
 template <int kAtoms, int kPerSm = 2>
 using Sm90WidenLean =
-    Sm90Config<1, 1, kWidenRows<kAtoms>, kAtoms, kWidenTiles<kAtoms> / kPerSm * kWidenRows<kAtoms> * 128 * kAtoms,
-               kPerSm, 2, 4, 128, false, true>;
+    Sm90Config<1, 1, 64, kAtoms, (16 - 4 * kAtoms) / kPerSm * 64 * 128 * kAtoms, kPerSm, 2, 4, 128, false, true>;
 template <int kAtoms>
 using Sm90WidenMiddle =
     Sm90Config<2, 1, 112, kAtoms, kSharedLimit - 1024 - 128 * kAtoms * 128, 1, 1, 4, 128, false, true>;

@@ -113,7 +113,7 @@ struct Sm90Consumer {
     if (__shfl_sync(~0u, idle, 0)) return;
     const StageInfo& info = shared.stages[stage];
     const bool full = is_full(flags);
-    int column0 = (lane & 3) * 2;
+    int column0 = lane % 4 * 2;
     // What follows from a column's number is rarely asked for: it must not occupy registers that factors wait in.
     if constexpr (kStored<T>) asm volatile("" : "+r"(column0));
     if constexpr (kColumns == Columns::affine)
