@@ -148,9 +148,10 @@ using Sm90SplitWide = Sm90Config<2, 1, 64, kAtoms, 128 * 1024, 1, 1, 8>;
 template <int kAtoms, int kPerSm = 2>
 using Sm90WidenLean =
     Sm90Config<1, 1, 64, kAtoms, (16 - 4 * kAtoms) / kPerSm * 64 * 128 * kAtoms, kPerSm, 2, 4, 128, false, true>;
+// 112 columns, winners and minima do not fit in its registers.
 template <int kAtoms>
 using Sm90WidenMiddle =
-    Sm90Config<2, 1, 112, kAtoms, kSharedLimit - 1024 - 128 * kAtoms * 128, 1, 1, 4, 128, false, true>;
+    Sm90Config<2, 1, 104, kAtoms, kSharedLimit - 1024 - 128 * kAtoms * 128, 1, 1, 4, 128, false, true>;
 // Four math warpgroups and one that widens would have 80 registers a thread.
 template <int kAtoms>
 using Sm90WidenPaired =
