@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -136,6 +137,7 @@ def gpu_on_cpu(monkeypatch: pytest.MonkeyPatch) -> list:
     monkeypatch.setattr(gpu.clock, "peak_mib", lambda call, inputs: 0.5)
     monkeypatch.setattr(gpu.clock, "copy_tbps", lambda: 4.0)
     monkeypatch.setattr(gpu.clock, "gemm_tflops", lambda: 700.0)
+    monkeypatch.setitem(sys.modules, "gpu_reading", SimpleNamespace(reading_ms=lambda documents: 1.0))  # needs triton
     return timed
 
 
@@ -158,7 +160,8 @@ def test_gpu_rows(gpu_on_cpu: list, tmp_path: Path) -> None:
         for workload in workloads:
             impls = ["ours"] if kind == "forms" else ["ours", "lik", "flash", "eager"]
             expected |= {(kind, workload.name, impl) for impl in impls}
-            assert list(rows[kind, workload.name, "ours"]) == ["kind", "name", "impl", *keys[kind]]
+            beside = ["reading_ms"] if kind == "forward" else []
+            assert list(rows[kind, workload.name, "ours"]) == ["kind", "name", "impl", *keys[kind], *beside]
             assert kind == "forms" or list(rows[kind, workload.name, "eager"])[3:] == keys[kind]
     assert set(rows) == expected
     scaled = rows["forms", "text-long-d256", "ours"]
