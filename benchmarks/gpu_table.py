@@ -52,7 +52,7 @@ def describe(result: Row) -> str:
         if key in result
     ]
     return (
-        f"{result['gpu']}, {', '.join(versions)}. In the same run a copy moves {result['copy_TBps']:.2f} TB/s and "
+        f"{result['gpu']}, {', '.join(versions)}. A copy moves {result['copy_TBps']:.2f} TB/s there and "
         f"cuBLAS multiplies 8192³ in bfloat16 at {result['gemm_TFLOPs']:.0f} TFLOP/s."
     )
 

@@ -218,11 +218,11 @@ __device__ __forceinline__ bool take_winners(const float (&c)[kCount], RowState<
   return true;
 }
 
-// Winners of any tile: choosing among groups would need each kept or scaled value in a register. A product's
-// distance below the maximum, blown up, pushes its column's rank far below zero;
-// only products that equal the maximum keep theirs, and the highest rank is the lowest column. That costs the idle FMA
-// pipe two operations a product and the busy one half of one, where a comparison and two selections cost it three.
-// False, with nothing taken, where a maximum is negative, NaN or too large to subtract from.
+// Winners of any tile: choosing among groups would need each kept or scaled value in a register. A product's distance
+// below the maximum, blown up, pushes its column's rank far below zero; only products that equal the maximum keep
+// theirs, and the highest rank is the lowest column. That costs the idle FMA pipe two operations a product and the busy
+// one half of one, where a comparison and two selections cost it three. False, with nothing taken, where a maximum is
+// negative, NaN or too large to subtract from.
 template <int kCount, class A, class Tokens, class Kept, class Scale>
 __device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<true>& row, const Tokens& tokens,
                                             int column0, const Kept& kept, const Scale& scale) {

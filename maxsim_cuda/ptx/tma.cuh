@@ -43,9 +43,8 @@ __device__ __forceinline__ void tma_load(void* shared, const CUtensorMap* map, u
 __device__ __forceinline__ void tma_load_whole(void* shared, const CUtensorMap* map, uint64_t* barrier, int row,
                                                int outer) {
   asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %3, %3, "
-      "%5}], "
-      "[%2];" ::"r"(shared_address(shared)),
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%3, %4, %3, %3, %5}], [%2];" ::"r"(shared_address(shared)),
       "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(row), "r"(outer)
       : "memory");
 }
