@@ -54,7 +54,9 @@ __device__ __forceinline__ Piece piece_of(const ForwardArgs& args, int length) {
 // What a loader says about a stage of the ring. `bits` are the kept columns of a tile that is not full.
 struct alignas(16) StageInfo {
   // kFull: every column counts. kRelease: the last tile that these queries meet.
-  static constexpr int kNewQueries = 1, kLast = 2, kFull = 4, kEnd = 8, kInvalid = 16, kAnyToken = 32, kRelease = 64;
+  // kNarrow: only the first columns, kNarrowColumns, are there.
+  static constexpr int kNewQueries = 1, kLast = 2, kFull = 4, kEnd = 8, kInvalid = 16, kAnyToken = 32, kRelease = 64,
+                       kNarrow = 128;
   int32_t flags;
   int32_t first_token;
   int64_t target;  // cross: the document; else the pair

@@ -39,11 +39,14 @@ __global__ void __launch_bounds__(1024) list_blocks(const __grid_constant__ Segm
     }
     if (lane == 31) warp_sums[warp] = scan;
     __syncthreads();
-    int64_t place = base + scan - chunks, all = 0;
-    for (int w = 0; w < 32; ++w) {
-      if (w < warp) place += warp_sums[w];
-      all += warp_sums[w];
+    int64_t warps = warp_sums[lane];
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const int64_t below = __shfl_up_sync(~0u, warps, step);
+      if (lane >= step) warps += below;
     }
+    const int64_t before = __shfl_sync(~0u, warps, max(warp - 1, 0)), all = __shfl_sync(~0u, warps, 31);
+    const int64_t place = base + (warp ? before : 0) + scan - chunks;
     const int64_t reserved = block_count - queries.count + query;  // each query behind this one needs a place too
     if (query < queries.count && place + chunks <= reserved + 1) {
       for (int64_t c = 0; c < chunks; ++c) out[1 + place + c] = make_int2(static_cast<int>(query), static_cast<int>(c));

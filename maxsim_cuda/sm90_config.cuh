@@ -90,6 +90,20 @@ struct Sm90Dense : C {
   static constexpr int kGroupStep = kTogether ? 2 * kAtomStep : C::kGroupStep;
   static_assert(!kTogether || C::kAtoms == 2);
 };
+// The shape of C for packed documents alone, of whole atoms that alternate as above: whole tiles again, but documents
+// of any lengths, and sums in memory where queries are packed too. kNarrow: columns of a document's last tile, if it
+// has no more, or 0 where all tiles are as wide.
+template <class C, int kNarrow>
+struct Sm90Packed : Sm90Dense<C, true> {};
+
+template <class C>
+constexpr bool kOnlyPacked = false;
+template <class C, int kNarrow>
+constexpr bool kOnlyPacked<Sm90Packed<C, kNarrow>> = true;
+template <class C>
+constexpr int kNarrowColumns = 0;
+template <class C, int kNarrow>
+constexpr int kNarrowColumns<Sm90Packed<C, kNarrow>> = kNarrow;
 template <class C>
 constexpr bool kOnlyDense = false;
 template <class C, bool kTogether>

@@ -8,6 +8,7 @@
 #include "row_max.cuh"
 #include "sm90_dense.cuh"
 #include "sm90_finisher.cuh"
+#include "sm90_packed.cuh"
 #include "sm90_producer.cuh"
 #include "sm90_spread.cuh"
 #include "sm90_split.cuh"
@@ -37,7 +38,19 @@ struct Sm90Consumer {
   bool any_token;  // the open document has kept one so far
   bool idle;       // this warp's rows belong to no query: what their memory holds is nobody's
 
-  __device__ __forceinline__ void issue(int tile, int stage) {
+  // Products of one width or another cannot be in flight where the two meet: the compiler would serialise them.
+  static constexpr bool kIssuesAhead = kNarrowColumns<C> == 0;
+
+  // The first products of a row, which are all that a narrow tile has.
+  template <int kColumnCount>
+  __device__ __forceinline__ auto& first_products(int tile) {
+    return reinterpret_cast<float (&)[kColumnCount / 2]>(products[tile]);
+  }
+  __device__ __forceinline__ static bool is_narrow(int flags) {
+    return kNarrowColumns<C> > 0 && __shfl_sync(~0u, flags, 0) & StageInfo::kNarrow;
+  }
+
+  __device__ __forceinline__ void issue(int tile, int stage, int flags) {
     const uint32_t a = queries + buffer.at * (C::kQueryBytes / 16) + tile * (64 * C::kRowBytes / 16);
     const uint32_t b = tiles + stage * (C::kTileBytes / 16);
     ptx::wgmma_fence();
@@ -49,6 +62,15 @@ struct Sm90Consumer {
         multiply_halves(tile, a, b + C::N * 128 / 16, true);
       }
       multiply_halves(tile, a, b, !args.allow_tf32);
+    } else if (is_narrow(flags)) {
+      if constexpr (kNarrowColumns<C> > 0) {
+#pragma unroll
+        for (int k = 0; k < C::kRowBytes / 32; ++k) multiply<kNarrowColumns<C>>(tile, a, b, k / 4, k % 4, k > 0);
+        ptx::wgmma_commit();
+        ptx::wgmma_wait<0>();
+        ptx::wgmma_settled(first_products<kNarrowColumns<C>>(tile));
+        return;
+      }
     } else {
 #pragma unroll
       for (int k = 0; k < C::kRowBytes / 32; ++k) {
@@ -60,6 +82,10 @@ struct Sm90Consumer {
       }
     }
     ptx::wgmma_commit();
+    if constexpr (!kIssuesAhead) {
+      ptx::wgmma_wait<0>();
+      ptx::wgmma_settled(products[tile]);
+    }
   }
 
   // Eight-bit rows fit in registers beside the products, which then read a third less of shared memory.
@@ -96,9 +122,11 @@ struct Sm90Consumer {
       }
   }
 
+  template <int kColumnCount = C::N>
   __device__ __forceinline__ void multiply(int tile, uint32_t a, uint32_t b, int atom, int k, bool adds) {
-    ptx::Wgmma<T, C::N>::run(products[tile], ptx::wgmma_descriptor(a, atom * 64 * 128 + k * 32),
-                             ptx::wgmma_descriptor<128, C::kGroupStep>(b, atom * C::kAtomStep + k * 32), adds);
+    ptx::Wgmma<T, kColumnCount>::run(first_products<kColumnCount>(tile),
+                                     ptx::wgmma_descriptor(a, atom * 64 * 128 + k * 32),
+                                     ptx::wgmma_descriptor<128, C::kGroupStep>(b, atom * C::kAtomStep + k * 32), adds);
   }
   __device__ __forceinline__ void multiply_halves(int tile, uint32_t a, uint32_t b, bool adds) {
 #pragma unroll
@@ -107,6 +135,15 @@ struct Sm90Consumer {
 
   __device__ __forceinline__ static bool is_full(int flags) {
     return kOnlyDense<C> || __shfl_sync(~0u, flags, 0) & StageInfo::kFull;
+  }
+  // Of what only the first lane reads it is known that it is read before that lane lets go of it.
+  __device__ __forceinline__ int32_t first_lanes(const int32_t& value) const {
+    return __shfl_sync(~0u, lane == 0 ? value : 0, 0);
+  }
+  __device__ __forceinline__ TileTokens tokens_of(int stage) const {
+    if (!kArgmax) return {};
+    const StageInfo& info = shared.stages[stage];
+    return {first_lanes(info.first_token), kOnlyDense<C> ? C::N - 8 : first_lanes(info.last_eight)};
   }
 
   __device__ __forceinline__ void take_maxima(int tile, int flags, int stage, const TileTokens& tokens) {
@@ -120,7 +157,11 @@ struct Sm90Consumer {
       take_products(products[tile], rows[tile], tokens, column0, full, info.bits,
                     ColumnAffine{shared.token_scale[stage], shared.token_minimum[stage], centre_of(args.problem),
                                  row_sums[tile]});
-    else
+    else if (is_narrow(flags)) {
+      if constexpr (kNarrowColumns<C> > 0)
+        take_products(first_products<kNarrowColumns<C>>(tile), rows[tile], tokens, column0, true, info.bits,
+                      ColumnScale<false>{});
+    } else
       take_products(products[tile], rows[tile], tokens, column0, full, info.bits,
                     ColumnScale<kColumns != Columns::plain>{shared.token_scale[stage]});
   }
@@ -156,13 +197,16 @@ struct Sm90Consumer {
   }
 
   // The same in every lane: what makes control flow around wgmma uniform for the compiler too.
-  __device__ __forceinline__ int flags_of(int stage) const { return __shfl_sync(~0u, shared.stages[stage].flags, 0); }
+  __device__ __forceinline__ int flags_of(int stage) const { return first_lanes(shared.stages[stage].flags); }
 
-  // Lets the tile of `stage` go, which has met every row, and says whose it was.
+  // Lets the tile of `stage` go, which has met every row, and tells the first lane whose it was.
   __device__ __forceinline__ int64_t leave(int stage) {
-    const int64_t target = shared.stages[stage].target;
+    int64_t target = 0;
     __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(&shared.empty[stage]);
+    if (lane == 0) {
+      target = shared.stages[stage].target;
+      ptx::mbarrier_arrive(&shared.empty[stage]);
+    }
     return target;
   }
 
@@ -186,7 +230,7 @@ struct Sm90Consumer {
           if constexpr (kColumns == Columns::affine) sum_rows();
         }
 #pragma unroll
-        for (int tile = 0; tile < C::kTiles; ++tile) issue(tile, ring.at);
+        for (int tile = 0; tile < C::kTiles; ++tile) issue(tile, ring.at, flags);
       }
       Ring<C::kStages> next = ring;
       next.advance();
@@ -197,27 +241,31 @@ struct Sm90Consumer {
       // is used: carried through the loop, the compiler takes it for divergent and serialises every product.
 #pragma unroll
       for (int tile = 0; tile < C::kTiles; ++tile) {
-        ptx::wgmma_wait<C::kTiles - 1>();
-        ptx::wgmma_settled(products[tile]);
+        if constexpr (kIssuesAhead) {
+          ptx::wgmma_wait<C::kTiles - 1>();
+          ptx::wgmma_settled(products[tile]);
+        }
         // A tile's place is free as soon as the products are there, or where maxima need more of it, after those; in
         // any case before the wait for the next one.
-        const bool met = tile == C::kTiles - 1, early = kColumns == Columns::plain && is_full(flags);
-        const StageInfo& info = shared.stages[ring.at];
-        const TileTokens tokens{info.first_token, info.last_eight};
+        const bool met = tile == C::kTiles - 1;
+        const bool early = kColumns == Columns::plain && is_full(flags);
+        const TileTokens tokens = tokens_of(ring.at);
         if (met && early) target = leave(ring.at);
         take_maxima(tile, flags, ring.at, tokens);
         if (met && !early) target = leave(ring.at);
         if (tile == 0) {
           follows = !(__shfl_sync(~0u, flags, 0) & StageInfo::kRelease);
-          if (follows) {
+          if (kIssuesAhead && follows) {
             wait_stage(next);
             ahead = flags_of(next.at);
           }
         }
-        if (follows)
-          issue(tile, next.at);
-        else
-          ptx::wgmma_commit();
+        if constexpr (kIssuesAhead) {
+          if (follows)
+            issue(tile, next.at, ahead);
+          else
+            ptx::wgmma_commit();
+        }
       }
       any_token |= (flags & StageInfo::kAnyToken) != 0;
       if (flags & StageInfo::kLast) hand_over(target, flags & (StageInfo::kInvalid | StageInfo::kRelease));
@@ -225,7 +273,7 @@ struct Sm90Consumer {
         ptx::mbarrier_arrive(&shared.queries_empty[buffer.at]);
         buffer.advance();
       }
-      primed = follows;
+      primed = kIssuesAhead && follows;
       flags = ahead;
       ring = next;
     }
@@ -271,7 +319,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x % 128 / 32;
   // Shuffled to stay in a register: the compiler would rather read the special one again at every use, and wait for it.
   const int lane = __shfl_xor_sync(~0u, threadIdx.x % 32, 0);
-  const bool tma = kOnlyDense<C> || args.tma;
+  const bool tma = kOnlyDense<C> || kOnlyPacked<C> || args.tma;
   if (threadIdx.x == C::kGroups * 128 && tma) {
     ptx::tma_prefetch(&document_map);
     ptx::tma_prefetch(&query_map);
@@ -321,7 +369,9 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     Sm90Finisher<C, T, kArgmax, kColumns>{args, shared, lane}.run();
   } else if (warp == kProducerWarp || !tma) {
     const Sm90Maps maps{query_map, document_map, tail_map};
-    if (kOnlyDense<C> || args.dense)
+    if constexpr (kOnlyPacked<C>)
+      Sm90PackedProducer<C, T, kColumns>(args, maps, shared, queries, tiles, warp, lane).run();
+    else if (kOnlyDense<C> || args.dense)
       Sm90DenseProducer<C, T, kColumns>(args, maps, shared, queries, tiles, warp, lane).run();
     else
       Sm90Producer<C, T, kColumns>(args, maps, shared, queries, tiles, warp, lane).run();

@@ -64,6 +64,13 @@ int64_t pieces_of(const ForwardArgs& args, int64_t units, const Clusters& cluste
   return pieces;
 }
 
+// What Sm90Packed asks for.
+bool packed(const Problem& problem) {
+  const Segments& documents = problem.documents;
+  return problem.pairing == Pairing::cross && documents.packed() && !documents.mask &&
+         documents.dim * element_size(documents.dtype) == 256 && documents.extent < INT32_MAX;
+}
+
 // What Sm90Dense asks for beyond `dense`. Few long documents are left to clusters.
 template <class C>
 bool whole_tiles(const ForwardArgs& args, int64_t units) {
@@ -87,7 +94,7 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   mapped.tma = describe(args.problem.queries, C::kQueryBoxRows, &query_map, C::kAtomBytes) &&
                (C::kTogether ? describe_whole(documents, C::N, &document_map)
                              : describe(documents, C::N, &document_map, C::kAtomBytes)) &&
-               (kOnlyDense<C> || describe(documents, 8, &tail_map, C::kAtomBytes));
+               (kOnlyDense<C> || kOnlyPacked<C> || describe(documents, 8, &tail_map, C::kAtomBytes));
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
   // A short stream that is read once leaves L2 to others: their dirty lines need not be written back to make room. A
@@ -98,12 +105,16 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   mapped.masked = mapped.tma && documents.mask;
   mapped.dense = mapped.tma && units < INT32_MAX && dense(args.problem);
   mapped.dense_units = static_cast<uint32_t>(units);
-  if constexpr (kOnlyDense<C>) {
-    if (!mapped.dense || !whole_tiles<C>(args, units))
-      return launch<typename C::Other, T, kArgmax, kColumns>(args, stream);
-  } else {
+  const auto pieces = [&] {
     static const Clusters clusters(kernel, C::kThreads, C::kSharedBytes);
-    mapped.pieces = static_cast<int32_t>(pieces_of<C>(args, units, clusters));
+    return static_cast<int32_t>(pieces_of<C>(args, units, clusters));
+  };
+  if constexpr (kOnlyDense<C> || kOnlyPacked<C>) {
+    const bool fits =
+        kOnlyDense<C> ? mapped.dense && whole_tiles<C>(args, units) : mapped.tma && units < INT32_MAX && pieces() == 1;
+    if (!fits) return launch<typename C::Other, T, kArgmax, kColumns>(args, stream);
+  } else {
+    mapped.pieces = pieces();
   }
   // As few blocks as share the work as evenly: none is left with a last unit of its own. Ragged documents are shared
   // out by their tokens.
@@ -133,13 +144,19 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
 // The plain case has a kernel of its own.
 template <class C, class T, bool kArgmax, Columns kColumns>
 void launch_shortest(const ForwardArgs& args, cudaStream_t stream) {
-  if constexpr (kColumns == Columns::plain && !kStored<T>)
+  if constexpr (kColumns == Columns::plain && !kStored<T>) {
+    if constexpr (C::kAtoms == 2) {
+      // Narrow last tiles pay where arithmetic bounds; beside winners they have no registers.
+      constexpr int kNarrow = C::kGroups == 4 && !kArgmax ? 64 : 0;
+      if (packed(args.problem)) return launch<Sm90Packed<C, kNarrow>, T, kArgmax, kColumns>(args, stream);
+    }
     if (dense(args.problem)) {
       if constexpr (C::kAtoms == 2)
         if (args.problem.documents.dim == 2 * kAtom<T>)
           return launch<Sm90Dense<C, true>, T, kArgmax, kColumns>(args, stream);
       return launch<Sm90Dense<C>, T, kArgmax, kColumns>(args, stream);
     }
+  }
   launch<C, T, kArgmax, kColumns>(args, stream);
 }
 

@@ -65,15 +65,16 @@ bool describe(const Segments& side, int box_rows, CUtensorMap* map, int box_byte
 // A view of padded rows of two 128-byte atoms in boxes of all that a tile is: eight rows' first atoms, their second
 // ones, and so on with the next eight rows. So a row's lines are asked for within a short time of one another, by one
 // instruction. Its dimensions overlap: a row is one of eight from any row on, and another one of eights; the first ends
-// where the last eight of a tile reach a document's end.
+// where the last eight of a tile reach a document's end, or that of all packed rows.
 bool describe_whole(const Segments& side, int tile_rows, CUtensorMap* map) {
-  const cuuint64_t size = element_size(side.dtype), outer = side.count / side.inner;
-  if (side.packed() || side.dim * size != 256 || side.extent < tile_rows) return false;
+  const cuuint64_t size = element_size(side.dtype), segments = side.packed() ? 1 : side.count;
+  const cuuint64_t outer = segments / side.inner;
+  if (side.dim * size != 256 || side.extent < tile_rows) return false;
   if (outer > 1 && side.inner > 1 && side.segment_stride.outer != side.inner * side.segment_stride.inner) return false;
   const int64_t segment = side.inner > 1 ? side.segment_stride.inner : side.segment_stride.outer;
   const cuuint64_t row = static_cast<cuuint64_t>(side.token_stride) * size;
   const cuuint64_t sizes[5] = {128 / size, static_cast<cuuint64_t>(side.extent - tile_rows + 8), 2,
-                               static_cast<cuuint64_t>(tile_rows / 8), static_cast<cuuint64_t>(side.count)};
+                               static_cast<cuuint64_t>(tile_rows / 8), segments};
   cuuint64_t strides[4] = {row, 128, 8 * row, static_cast<cuuint64_t>(segment) * size};
   const cuuint32_t box[5] = {static_cast<cuuint32_t>(sizes[0]), 8, 2, static_cast<cuuint32_t>(tile_rows / 8), 1};
   return encode(side, map, sizes, strides, box, CU_TENSOR_MAP_SWIZZLE_128B);

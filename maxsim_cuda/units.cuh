@@ -16,6 +16,55 @@ struct Unit {
   bool release = true;  // the next unit meets other queries
 };
 
+struct UnitRange {
+  int64_t from, to;
+};
+
+// The units of block `block`, if each is to have as many tokens: what packed documents before one have is an offset. A
+// document costs kDocumentCost tokens besides. Offsets that are not sorted give other shares, but still shares:
+// whatever is compared, a larger target never finds a smaller unit. Run by whole warps, which look for both ends at
+// once: what takes time is to wait for offsets.
+template <int kDocumentCost>
+__device__ __forceinline__ UnitRange share_tokens(const ForwardArgs& args, int64_t groups, unsigned block,
+                                                  unsigned blocks) {
+  const Segments& side = args.problem.documents;
+  const int64_t count = args.count, origin = side.offsets[args.first];
+  const int lane = threadIdx.x % 32;
+  const auto cost = [&](int64_t document) {
+    const int64_t tokens = side.offsets[args.first + document] - origin;
+    return max(int64_t{0}, min(tokens, side.extent)) + document * kDocumentCost;
+  };
+  const auto step_of = [](int64_t from, int64_t to) { return (to - from + 31) / 32; };
+  const auto probe_of = [&](int64_t from, int64_t to) { return min(to, from + lane * step_of(from, to)); };
+  const int64_t whole = cost(count);
+  int64_t probed[2];
+  probed[0] = probed[1] = cost(probe_of(0, count));
+  const int64_t group_cost = max(int64_t{1}, whole);
+  const int64_t share = quotient(groups * group_cost, blocks), rest = groups * group_cost - share * blocks;
+  int64_t group[2], behind[2], from[2] = {}, to[2] = {count, count};
+#pragma unroll
+  for (int end = 0; end < 2; ++end) {
+    const int64_t target = share * (block + end) + min(rest, int64_t{block + end});
+    group[end] = quotient(target, group_cost);
+    behind[end] = target - group[end] * group_cost;
+  }
+  // The first document with no less before it: 32 are looked at together.
+  while (true) {
+#pragma unroll
+    for (int end = 0; end < 2; ++end) {
+      const int64_t step = step_of(from[end], to[end]), probe = probe_of(from[end], to[end]);
+      const unsigned enough = __ballot_sync(~0u, probe == to[end] || probed[end] >= behind[end]);
+      const int found = enough ? __ffs(enough) - 1 : 32;
+      to[end] = min(to[end], from[end] + found * step);
+      from[end] = found ? from[end] + (found - 1) * step + 1 : to[end];
+    }
+    if (from[0] >= to[0] && from[1] >= to[1]) break;
+#pragma unroll
+    for (int end = 0; end < 2; ++end) probed[end] = cost(probe_of(from[end], to[end]));
+  }
+  return {group[0] * count + to[0], block + 1 == blocks ? groups * count : group[1] * count + to[1]};
+}
+
 // Walks over the units of this thread block, for groups of kBlocks query blocks. Run by whole warps: each lane looks up
 // one of the next 32 units ahead of time, because offsets and ids come from memory and 64-bit divisions are slow. What
 // they find stays in shared memory, where it costs no registers. kColumns: tokens of a tile, or 0 where each thread
@@ -34,8 +83,9 @@ class UnitWalk {
     // One query group: documents are dealt round-robin. Several: a contiguous range each, so that rows stay resident.
     const bool deal = cross_ && groups == 1;
     if (kColumns && cross_ && args.problem.documents.packed()) {
-      base_ = first_unit(groups, block_);
-      to_ = first_unit(groups, block_ + 1);
+      const UnitRange mine = share_tokens<kColumns / 2>(args, groups, block_, blocks_);
+      base_ = mine.from;
+      to_ = mine.to;
       step_ = 1;
       return;
     }
@@ -71,33 +121,6 @@ class UnitWalk {
   }
 
  private:
-  // The first unit of block `block`, if each is to have as many tokens: what packed documents before it have is an
-  // offset. A document costs half a tile besides. Offsets that are not sorted give other shares, but still shares:
-  // whatever is compared, a larger target never finds a smaller unit.
-  __device__ __forceinline__ int64_t first_unit(int64_t groups, unsigned block) const {
-    const Segments& side = args_.problem.documents;
-    if (block >= blocks_) return groups * args_.count;
-    const auto cost = [&](int64_t document) {
-      const int64_t tokens = side.offsets[args_.first + document] - side.offsets[args_.first];
-      return max(int64_t{0}, min(tokens, side.extent)) + document * (kColumns / 2);
-    };
-    const int64_t group_cost = max(int64_t{1}, cost(args_.count));
-    const int64_t share = quotient(groups * group_cost, blocks_), rest = groups * group_cost - share * blocks_;
-    const int64_t target = share * block + min(rest, int64_t{block});
-    const int64_t group = quotient(target, group_cost), behind = target - group * group_cost;
-    // The first document with no less before it: 32 are looked at together.
-    int64_t from = 0, to = args_.count;
-    while (from < to) {
-      const int64_t step = (to - from + 31) / 32, probe = min(to, from + threadIdx.x % 32 * step);
-      const unsigned enough = __ballot_sync(~0u, probe == to || cost(probe) >= behind);
-      const int found = enough ? __ffs(enough) - 1 : 32;
-      if (found == 0) return group * args_.count + from;
-      to = min(to, from + found * step);
-      from += (found - 1) * step + 1;
-    }
-    return group * args_.count + from;
-  }
-
   __device__ __forceinline__ int64_t group_of(int64_t unit) const {
     if (cross_) return quotient(unit, args_.count);
     const int64_t query = pair_ids(args_.problem, args_.first + unit).query;
