@@ -49,16 +49,24 @@ def exact(path: str, dims: list[int]) -> None:
         score(path, (q, d, *[None] * 8), False, 33, tf32=True)
 
 
+def offsets(count: int, tokens: int) -> Tensor:
+    return torch.arange(count + 1, device=DEVICE) * tokens
+
+
 def hopper() -> None:
     exact("sm90", [48, 128, 200])
     for dtype in HALVES:  # the widest tiles of long rows
         score("sm90", (*tensors((5, 40), (3, 300), 200, (dtype, dtype)), *[None] * 8), False, 40)
+    for dtype, queries, (count, tokens) in itertools.product(HALVES, QUERIES, DOCUMENTS):
+        q, d = tensors(queries, (count * tokens,), 128, (dtype, dtype))
+        score("sm90", (q, d, None, offsets(count, tokens), *[None] * 6), False, queries[1])
     # So many documents that starting up no longer counts.
     count = 32 * torch.cuda.get_device_properties(DEVICE).multi_processor_count + 1
+    options = (False, 0.0, number_of["sm90"], False)
     for dtype in HALVES:
-        ops.forward(
-            *tensors((1, 8), (count, 3), 128, (dtype, dtype)), *[None] * 8, False, 0.0, number_of["sm90"], False
-        )
+        q, d = tensors((1, 8), (count, 3), 128, (dtype, dtype))
+        ops.forward(q, d, *[None] * 8, *options)
+        ops.forward(q, d.flatten(0, 1), None, offsets(count, 3), *[None] * 6, *options)
 
 
 def others() -> None:

@@ -40,6 +40,36 @@ def test_every_length(maxsim, path, query_length, document_length, dtypes):
     assert_scores(laid.score(laid.queries, laid.documents), laid, batch, tolerance(*dtypes))
 
 
+EDGES = [0, 1, 8, 63, 64, 65, 103, 104, 105, 168, 300, 7, 0, 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=dtype_id)
+@pytest.mark.parametrize(
+    "queries, lengths",
+    [(1, EDGES), (4, EDGES), (9, EDGES), (1, [5, 0, 9]), (9, [5, 0, 9]), (1, [3, 0, 9] * 1500)],
+    ids=["one", "four", "nine", "one, less than a tile", "nine, less than a tile", "many documents"],
+)
+def test_packed_rows_of_256_bytes(maxsim, path, queries, lengths, dtype):
+    """Documents that end anywhere in a tile, next to NaN that is not theirs, as in the rows behind the last one."""
+    batch = Batch.random([32] * queries, lengths, 128, (dtype, dtype), path.device)
+    laid = helpers.contrastive(maxsim, batch)
+    scores, argmax = laid.score_with_argmax(laid.queries, laid.documents)
+    assert_scores(scores, laid, batch, tolerance(dtype))
+    for (i, j), winners in zip(laid.pairs, argmax.flatten(0, 1), strict=True):
+        want = helpers.truth(batch.queries[i], batch.documents[j])
+        assert winners.tolist() == (want.similarities.argmax(-1).tolist() if want.filled else [-1] * 32), (i, j)
+    packed = helpers.varlen(maxsim, batch)
+    for other in (laid, packed):
+        assert torch.equal(other.score(other.queries, other.documents), scores)
+    poisoned = lengths.index(9 if 9 in lengths else 5)
+    batch.documents[poisoned].fill_(float("nan"))
+    others = [j for j in range(len(lengths)) if j != poisoned]
+    for layout in (helpers.contrastive, helpers.varlen):
+        laid = layout(maxsim, batch)
+        got = laid.score(laid.queries, laid.documents)
+        assert got[:, poisoned].isnan().all() and torch.equal(got[:, others], scores[:, others])
+
+
 @pytest.mark.parametrize("dtypes", SAME_DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("dim", [128, 384])
 def test_relative_error_of_retrieval_scores(maxsim, path, dim, dtypes):
