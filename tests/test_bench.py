@@ -152,7 +152,7 @@ def test_gpu_rows(gpu_on_cpu: list, tmp_path: Path) -> None:
     keys = {
         "forward": ["ms", "floor_ms", "of_floor", "err", "peak_MiB"],
         "overhead": ["err", "host_us", "ms", "graph_ms", "graph_host_us"],
-        "train": ["ms", "fwd_ms", "err", "peak_MiB"],
+        "train": ["ms", "fwd_ms", "err", "peak_MiB", "turns_ms"],
         "forms": ["ms", "floor_ms", "of_floor", "err", "peak_MiB", "plain_ms", "of_plain"],
     }
     expected = set()
