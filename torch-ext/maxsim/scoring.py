@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import checks, fake  # noqa: F401  fake registers with the ops
-from .dispatch import run
+from .dispatch import common, run
 from .problem import ERIK_NAMES, LIK_NAMES, candidates, contrastive, dense, listed, matched, packed, unbatched
 
 
@@ -53,6 +53,15 @@ def maxsim(
         ValueError: shapes do not fit, or an option has no such value.
         RuntimeError: tensors are on different devices.
     """
+    if (
+        q_mask is d_mask is backward is None
+        and normalize is False
+        and type(empty_score) is float
+        and empty_score == 0.0
+    ):
+        scores = common(Q, D)
+        if scores is not None:
+            return scores
     scores, _ = run(dense(Q, D, q_mask, d_mask), normalize, empty_score, backward)
     return unbatched(scores, Q, D)
 
