@@ -4,6 +4,7 @@
 #pragma once
 
 #include "ptx/mma.cuh"
+#include "ptx/warp.cuh"
 #include "ptx/wgmma.cuh"
 #include "row_max.cuh"
 #include "sm90_dense.cuh"
@@ -202,7 +203,10 @@ struct Sm90Consumer {
   // Lets the tile of `stage` go, which has met every row, and tells the first lane whose it was.
   __device__ __forceinline__ int64_t leave(int stage) {
     int64_t target = 0;
-    __syncwarp();
+    if constexpr (kColumns == Columns::plain)
+      __syncwarp();
+    else
+      ptx::sync_warp();  // all lanes have read factors
     if (lane == 0) {
       target = shared.stages[stage].target;
       ptx::mbarrier_arrive(&shared.empty[stage]);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ptx/shared.cuh"
+#include "ptx/warp.cuh"
 #include "sm90_shared.cuh"
 #include "split.cuh"
 
@@ -44,7 +45,7 @@ struct Sm90Splitter {
 
  private:
   __device__ __forceinline__ void arrive(int stage) const {
-    __syncwarp();
+    ptx::sync_warp();
     if (thread % 32 == 0) ptx::mbarrier_arrive(&shared.scaled[stage]);
   }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "ptx/shared.cuh"
+#include "ptx/warp.cuh"
 #include "sm90_shared.cuh"
 
 namespace maxsim {
@@ -59,7 +60,7 @@ struct Sm90Spreader {
                 tiles + ring.at * C::kTileBytes + (step * kLoaderWarps + warp) * 32 * C::kAtomBytes + to[i],
                 value[step][i]);
       ptx::fence_async_proxy();
-      __syncwarp();
+      ptx::sync_warp();
       if (lane == 0) ptx::mbarrier_arrive(&shared.scaled[ring.at]);
       ring.advance();
     }

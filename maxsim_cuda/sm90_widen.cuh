@@ -4,6 +4,7 @@
 
 #include "ptx/permute.cuh"
 #include "ptx/shared.cuh"
+#include "ptx/warp.cuh"
 #include "sm90_shared.cuh"
 
 namespace maxsim {
@@ -171,7 +172,7 @@ struct Sm90Widener {
       const bool end = shared.stages[ring.at].flags & StageInfo::kEnd;
       if (!end) widen_tile<C, T, kDType, C::kMoreWarps * 32, 3>(tiles + ring.at * C::kTileBytes, thread);
       ptx::fence_async_proxy();
-      __syncwarp();
+      ptx::sync_warp();
       if (thread % 32 == 0) ptx::mbarrier_arrive(&shared.scaled[ring.at]);
       if (end) return;
       ring.advance();
