@@ -175,3 +175,55 @@ def test_forced_paths_reach_the_op(maxsim, monkeypatch):
     assert taken[0] == taken[2] == 1 and taken[3] == 0
     with pytest.raises(ValueError, match="name must be one of 'portable'.*got 'sm123'"), maxsim.paths.force("sm123"):
         pass
+
+
+@pytest.fixture
+def walks(maxsim, path, monkeypatch) -> list:
+    """The calls that walk the whole corridor, with no path forced."""
+    made = []
+    scoring = sys.modules[f"{maxsim.__name__}.scoring"]
+    run = scoring.run
+    monkeypatch.setattr(maxsim.paths, "forced", 0)
+    monkeypatch.setattr(scoring, "run", lambda *arguments: made.append(arguments) or run(*arguments))
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("documents", [(5, 9, 16), (3, 2, 9, 16)], ids=["cross", "slab"])
+def test_the_commonest_call_goes_straight_to_the_op(maxsim, path, walks, documents, dtype):
+    Q, D = (torch.randn(*shape, device=path.device).to(dtype) for shape in ((3, 4, 16), documents))
+    scores = maxsim.maxsim(Q, D)
+    assert not walks and not scores.requires_grad
+    assert torch.equal(maxsim.maxsim(Q, D, empty_score=0), scores) and len(walks) == 1
+
+
+@pytest.mark.parametrize("odd", ["option", "mask", "gradient", "autocast", "vmap", "dtype", "2-D"])
+def test_all_other_calls_walk(maxsim, path, walks, odd):
+    Q, D = (torch.randn(3, 4, 16, device=path.device).half() for _ in range(2))
+    want = maxsim.maxsim_reference(Q, D)
+    if odd == "option":
+        got = maxsim.maxsim(Q, D, empty_score=2.0)
+    elif odd == "mask":
+        got = maxsim.maxsim(Q, D, q_mask=torch.ones(3, 4, device=path.device, dtype=torch.bool))
+    elif odd == "gradient":
+        got = maxsim.maxsim(Q.requires_grad_(), D)
+        assert got.requires_grad
+    elif odd == "autocast":
+        with torch.autocast(path.device, torch.bfloat16):
+            got = maxsim.maxsim(Q, D)
+    elif odd == "vmap":
+        got = torch.vmap(maxsim.maxsim, (None, 0))(Q, D.unsqueeze(1)).squeeze(2).T
+    elif odd == "dtype":
+        got = maxsim.maxsim(Q.float(), D)
+    else:
+        got = maxsim.maxsim(Q[0], D).unsqueeze(0)
+        want = want[:1]
+    assert walks
+    torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
+
+
+def test_what_the_op_refuses_walks_for_its_error(maxsim, path, walks):
+    Q = torch.randn(3, 4, 16, device=path.device).half()
+    with pytest.raises(ValueError, match="share the embedding dim"):
+        maxsim.maxsim(Q, Q[..., :8])
+    assert not walks  # the checks before it find the fault
