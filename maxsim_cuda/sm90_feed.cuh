@@ -66,6 +66,8 @@ struct Sm90Feed {
         ptx::mbarrier_arrive_expect(&shared.full[ring.at], bytes);
       else
         ptx::mbarrier_arrive(&shared.full[ring.at]);
+    } else if (!kOnlyDense<C> && !kOnlyPacked<C> && !args.tma) {
+      ptx::mbarrier_arrive(&shared.full[ring.at]);  // for the rows and factors that this lane wrote
     }
   }
 

@@ -4,7 +4,6 @@
 #pragma once
 
 #include "ptx/mma.cuh"
-#include "ptx/warp.cuh"
 #include "ptx/wgmma.cuh"
 #include "row_max.cuh"
 #include "sm90_dense.cuh"
@@ -203,10 +202,7 @@ struct Sm90Consumer {
   // Lets the tile of `stage` go, which has met every row, and tells the first lane whose it was.
   __device__ __forceinline__ int64_t leave(int stage) {
     int64_t target = 0;
-    if constexpr (kColumns == Columns::plain)
-      __syncwarp();
-    else
-      ptx::sync_warp();  // all lanes have read factors
+    __syncwarp();
     if (lane == 0) {
       target = shared.stages[stage].target;
       ptx::mbarrier_arrive(&shared.empty[stage]);
@@ -329,8 +325,8 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     ptx::tma_prefetch(&query_map);
   }
   static_assert(!C::kSpreads || kColumns == Columns::plain, "the producer has no time for factors beside");
-  // Who arrives on `scaled`: each lane for its copies, or a warp when it is done.
-  constexpr int kScalers = C::kSplit                    ? C::kMoreWarps
+  // Who arrives on `scaled`: each lane for its copies or for the factors that it wrote, or a warp when it is done.
+  constexpr int kScalers = C::kSplit                    ? Sm90Splitter<C>::kArrivals
                            : kColumns == Columns::norms ? kScaleThreads
                            : !has_factors(kColumns)     ? (C::kWidens ? C::kMoreWarps : kLoaderWarps)
                                                         : 32 + C::kMoreWarps;

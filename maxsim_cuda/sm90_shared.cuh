@@ -42,7 +42,7 @@ struct Sm90Shared {
     // Where all lanes of a warp wrote or read, all of them arrive.
     const int loaders = tma ? 1 : 1 + kLoaderWarps;
     for (int i = 0; i < C::kStages; ++i) {
-      ptx::mbarrier_init(&full[i], loaders + (tma && copies ? 32 : 0));
+      ptx::mbarrier_init(&full[i], tma ? 1 + (copies ? 32 : 0) : loaders * 32);
       ptx::mbarrier_init(&empty[i], C::kGroups * 4);
       ptx::mbarrier_init(&scaled[i], scalers);
     }

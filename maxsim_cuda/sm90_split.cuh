@@ -2,7 +2,6 @@
 #pragma once
 
 #include "ptx/shared.cuh"
-#include "ptx/warp.cuh"
 #include "sm90_shared.cuh"
 #include "split.cuh"
 
@@ -43,10 +42,12 @@ struct Sm90Splitter {
     arrive(ring.at);
   }
 
+  static constexpr int kArrivals = C::kMoreWarps * 4;  // of those who write factors, a lane of each eight
+
  private:
   __device__ __forceinline__ void arrive(int stage) const {
-    ptx::sync_warp();
-    if (thread % 32 == 0) ptx::mbarrier_arrive(&shared.scaled[stage]);
+    __syncwarp();
+    if (thread % 8 == 0) ptx::mbarrier_arrive(&shared.scaled[stage]);
   }
 
   static constexpr int kValues = C::kAtoms * 4;             // of a row, a lane's

@@ -4,7 +4,6 @@
 #pragma once
 
 #include "ptx/shared.cuh"
-#include "ptx/warp.cuh"
 #include "sm90_shared.cuh"
 
 namespace maxsim {
@@ -60,7 +59,7 @@ struct Sm90Spreader {
                 tiles + ring.at * C::kTileBytes + (step * kLoaderWarps + warp) * 32 * C::kAtomBytes + to[i],
                 value[step][i]);
       ptx::fence_async_proxy();
-      ptx::sync_warp();
+      __syncwarp();
       if (lane == 0) ptx::mbarrier_arrive(&shared.scaled[ring.at]);
       ring.advance();
     }

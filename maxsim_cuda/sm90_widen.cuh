@@ -4,7 +4,6 @@
 
 #include "ptx/permute.cuh"
 #include "ptx/shared.cuh"
-#include "ptx/warp.cuh"
 #include "sm90_shared.cuh"
 
 namespace maxsim {
@@ -172,7 +171,7 @@ struct Sm90Widener {
       const bool end = shared.stages[ring.at].flags & StageInfo::kEnd;
       if (!end) widen_tile<C, T, kDType, C::kMoreWarps * 32, 3>(tiles + ring.at * C::kTileBytes, thread);
       ptx::fence_async_proxy();
-      ptx::sync_warp();
+      __syncwarp();
       if (thread % 32 == 0) ptx::mbarrier_arrive(&shared.scaled[ring.at]);
       if (end) return;
       ring.advance();
