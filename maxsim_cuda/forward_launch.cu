@@ -16,6 +16,16 @@ namespace {
 
 constexpr int64_t kScratchBytes = 1 << 20;
 
+// Of a warp's values, those of the lanes up to this one.
+__device__ __forceinline__ int64_t sum_up_to(int lane, int64_t value) {
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int64_t below = __shfl_up_sync(~0u, value, step);
+    if (lane >= step) value += below;
+  }
+  return value;
+}
+
 // (query, chunk) of each block of packed queries, in token order, behind one entry that counts them. Offsets that run
 // backwards can name more blocks than there is room for: from the first query that does not fit on, each gets one block
 // at the table's end, of chunk -1, which makes its scores NaN.
@@ -31,20 +41,10 @@ __global__ void __launch_bounds__(1024) list_blocks(const __grid_constant__ Segm
     const int64_t query = first + threadIdx.x;
     const int length = query < queries.count ? span_of(queries, query).length : 0;
     const int64_t chunks = query < queries.count ? max(1, (length + kBlockTokens - 1) / kBlockTokens) : 0;
-    int64_t scan = chunks;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int64_t below = __shfl_up_sync(~0u, scan, step);
-      if (lane >= step) scan += below;
-    }
+    const int64_t scan = sum_up_to(lane, chunks);
     if (lane == 31) warp_sums[warp] = scan;
     __syncthreads();
-    int64_t warps = warp_sums[lane];
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int64_t below = __shfl_up_sync(~0u, warps, step);
-      if (lane >= step) warps += below;
-    }
+    const int64_t warps = sum_up_to(lane, warp_sums[lane]);
     const int64_t before = __shfl_sync(~0u, warps, max(warp - 1, 0)), all = __shfl_sync(~0u, warps, 31);
     const int64_t place = base + (warp ? before : 0) + scan - chunks;
     const int64_t reserved = block_count - queries.count + query;  // each query behind this one needs a place too

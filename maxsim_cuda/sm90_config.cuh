@@ -90,6 +90,7 @@ struct Sm90Dense : C {
   static constexpr int kGroupStep = kTogether ? 2 * kAtomStep : C::kGroupStep;
   static_assert(!kTogether || C::kAtoms == 2);
 };
+
 // The shape of C for packed documents alone, of whole atoms that alternate as above: whole tiles again, but documents
 // of any lengths, and sums in memory where queries are packed too. kNarrow: columns of a document's last tile, if it
 // has no more, or 0 where all tiles are as wide.

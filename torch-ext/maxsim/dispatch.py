@@ -15,7 +15,7 @@ _HALVES = frozenset((torch.float16, torch.bfloat16))
 
 
 def common(queries: Tensor, documents: Tensor) -> Tensor | None:
-    """The scores of the commonest call, padded 16-bit tokens and no option, at half of what :func:`run` costs the host.
+    """The scores of the commonest call, padded 16-bit tokens and no option, for less of the host than :func:`run`.
 
     None where anything is out of the ordinary. That is asked for in one go; what the op refuses, ``run`` explains.
     """
