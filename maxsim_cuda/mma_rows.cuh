@@ -170,8 +170,7 @@ struct MmaRowsWarp {
   // The tile of a stage, this warp's part of it, is there.
   __device__ __forceinline__ void arrive(int stage) {
     ptx::copy_wait<C::kStages - 2>();
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(&shared.full[stage]);
+    ptx::mbarrier_arrive(&shared.full[stage]);
   }
 
   __device__ __forceinline__ void load_queries(int64_t group, int32_t which) {
@@ -263,7 +262,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     mma_rows_forward(const __grid_constant__ ForwardArgs args, int width) {
   extern __shared__ __align__(128) char ring[];
   __shared__ MmaRowsShared<C> shared;
-  if (threadIdx.x < C::kStages) ptx::mbarrier_init(&shared.full[threadIdx.x], C::kWarps);
+  if (threadIdx.x < C::kStages) ptx::mbarrier_init(&shared.full[threadIdx.x], C::kThreads);
   __syncthreads();
   MmaRowsWarp<C, T, kArgmax>(args, shared, ring, width).run();
 }

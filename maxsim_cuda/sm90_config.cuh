@@ -110,6 +110,12 @@ constexpr bool kOnlyDense = false;
 template <class C, bool kTogether>
 constexpr bool kOnlyDense<Sm90Dense<C, kTogether>> = true;
 
+// Whether the first lane of a math warp reads for the others what a stage says: all kernels with more in their loop are
+// slower for that. A lane that reads anything else of a stage lets go of it for itself: where the compiler knows a warp
+// to be together, nothing is left of its barriers.
+template <class C>
+constexpr bool kFirstReads = kOnlyDense<C> || kOnlyPacked<C>;
+
 // One short query: half of M idles and the copy engine is the limit. Two blocks an SM, so that one block's waits are
 // the other's work, and no more in flight than the memory likes: over 10 000 documents three 16 KB tiles a ring beat
 // four and five by 3 %. The next query is loaded beside the last one, for pair lists and candidates of many queries.

@@ -101,8 +101,9 @@ struct Sm90Feed {
   // The kept columns of a tile of the first `rows`, which are copied in boxes of eight: from eight on, all of them.
   __device__ __forceinline__ int keep_first(int rows) {
     if (rows >= 8) return StageInfo::kFull | StageInfo::kAnyToken;
-    if (lane < 5) shared.stages[ring.at].bits[lane] = lane == 0 ? (1u << max(rows, 0)) - 1 : 0;
-    __syncwarp();
+    if (lane == 0)  // who also says that they are written
+#pragma unroll
+      for (int word = 0; word < 5; ++word) shared.stages[ring.at].bits[word] = word ? 0 : (1u << max(rows, 0)) - 1;
     return rows > 0 ? StageInfo::kAnyToken : 0;
   }
 

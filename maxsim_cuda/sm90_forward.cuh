@@ -136,16 +136,12 @@ struct Sm90Consumer {
   __device__ __forceinline__ static bool is_full(int flags) {
     return kOnlyDense<C> || __shfl_sync(~0u, flags, 0) & StageInfo::kFull;
   }
-  // Where the compiler knows a warp to be together, nothing is left of its barriers. What only the first lane reads is
-  // still known to be read before that lane lets go of it; but all kernels with more in their loop are slower for that.
-  static constexpr bool kFirstReads = kOnlyDense<C> || kOnlyPacked<C>;
-
   __device__ __forceinline__ int32_t first_lanes(const int32_t& value) const {
-    return __shfl_sync(~0u, !kFirstReads || lane == 0 ? value : 0, 0);
+    return __shfl_sync(~0u, !kFirstReads<C> || lane == 0 ? value : 0, 0);
   }
   __device__ __forceinline__ TileTokens tokens_of(int stage) const {
     const StageInfo& info = shared.stages[stage];
-    if (!kFirstReads) return {info.first_token, info.last_eight};
+    if (!kFirstReads<C>) return {info.first_token, info.last_eight};
     if (!kArgmax) return {};
     return {first_lanes(info.first_token), kOnlyDense<C> ? C::N - 8 : first_lanes(info.last_eight)};
   }
@@ -205,10 +201,10 @@ struct Sm90Consumer {
 
   // Lets the tile of `stage` go, which has met every row, and tells the first lane whose it was.
   __device__ __forceinline__ int64_t leave(int stage) {
-    int64_t target = kFirstReads ? 0 : shared.stages[stage].target;
+    int64_t target = kFirstReads<C> ? 0 : shared.stages[stage].target;
     __syncwarp();
-    if (kFirstReads && lane == 0) target = shared.stages[stage].target;
-    if (C::kSplit || lane == 0) ptx::mbarrier_arrive(&shared.empty[stage]);  // each that read factors of others
+    if (kFirstReads<C> && lane == 0) target = shared.stages[stage].target;
+    if (!kOnlyDense<C> || lane == 0) ptx::mbarrier_arrive(&shared.empty[stage]);
     return target;
   }
 

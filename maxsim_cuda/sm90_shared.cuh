@@ -43,7 +43,7 @@ struct Sm90Shared {
     const int loaders = tma ? 1 : 1 + kLoaderWarps;
     for (int i = 0; i < C::kStages; ++i) {
       ptx::mbarrier_init(&full[i], tma ? 1 + (copies ? 32 : 0) : loaders * 32);
-      ptx::mbarrier_init(&empty[i], C::kGroups * (C::kSplit ? 128 : 4));
+      ptx::mbarrier_init(&empty[i], C::kGroups * (kOnlyDense<C> ? 4 : 128));
       ptx::mbarrier_init(&scaled[i], scalers);
     }
     for (int i = 0; i < C::kQueryBuffers; ++i) {

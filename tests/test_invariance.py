@@ -87,12 +87,13 @@ def test_queries_of_many_blocks(maxsim, path, layout, tokens):
 
 
 @pytest.mark.parametrize("counts", [(1, 700), (20, 300)], ids=["one query", "many"])
-def test_ragged_documents_shared_out(maxsim, path, counts):
+@pytest.mark.parametrize("dim", [16, 128])
+def test_ragged_documents_shared_out(maxsim, path, counts, dim):
     """Lengths from nothing to many tiles, in any order: every document is met once by every query."""
     generator = torch.Generator().manual_seed(3)
     lengths = torch.randint(0, 40, (counts[1],), generator=generator)
     lengths[::37] *= 30
-    batch = Batch.random([32] * counts[0], lengths.tolist(), 16, (torch.bfloat16, torch.bfloat16), path.device)
+    batch = Batch.random([32] * counts[0], lengths.tolist(), dim, (torch.bfloat16, torch.bfloat16), path.device)
     laid = helpers.varlen(maxsim, batch)
     assert_scores(laid.score(laid.queries, laid.documents), laid, batch, tolerance(torch.bfloat16, torch.bfloat16))
 
