@@ -97,6 +97,14 @@ struct Sm90Dense : C {
 template <class C, int kNarrow>
 struct Sm90Packed : Sm90Dense<C, true> {};
 
+// The shape of C for padded documents alone of which some tokens do not count, otherwise as Sm90Packed.
+template <class C, int kNarrow>
+struct Sm90Marked : Sm90Dense<C, true> {};
+
+template <class C>
+constexpr bool kOnlyMarked = false;
+template <class C, int kNarrow>
+constexpr bool kOnlyMarked<Sm90Marked<C, kNarrow>> = true;
 template <class C>
 constexpr bool kOnlyPacked = false;
 template <class C, int kNarrow>
@@ -105,16 +113,22 @@ template <class C>
 constexpr int kNarrowColumns = 0;
 template <class C, int kNarrow>
 constexpr int kNarrowColumns<Sm90Packed<C, kNarrow>> = kNarrow;
+template <class C, int kNarrow>
+constexpr int kNarrowColumns<Sm90Marked<C, kNarrow>> = kNarrow;
 template <class C>
 constexpr bool kOnlyDense = false;
 template <class C, bool kTogether>
 constexpr bool kOnlyDense<Sm90Dense<C, kTogether>> = true;
 
+// Kernels of one layout that a tensor map describes, with little in their loops.
+template <class C>
+constexpr bool kOnlyOne = kOnlyDense<C> || kOnlyPacked<C> || kOnlyMarked<C>;
+
 // Whether the first lane of a math warp reads for the others what a stage says: all kernels with more in their loop are
 // slower for that. A lane that reads anything else of a stage lets go of it for itself: where the compiler knows a warp
 // to be together, nothing is left of its barriers.
 template <class C>
-constexpr bool kFirstReads = kOnlyDense<C> || kOnlyPacked<C>;
+constexpr bool kFirstReads = kOnlyOne<C>;
 
 // One short query: half of M idles and the copy engine is the limit. Two blocks an SM, so that one block's waits are
 // the other's work, and no more in flight than the memory likes: over 10 000 documents three 16 KB tiles a ring beat

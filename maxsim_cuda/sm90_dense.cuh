@@ -59,11 +59,11 @@ struct Sm90DenseProducer : Sm90Feed<C, T, kColumns> {
       const int inner = cross ? 0 : static_cast<int>(document);
       const int outer = cross ? static_cast<int>(target) : static_cast<int>(group);
       if constexpr (kFactors) {
-        this->fetch_tile_factors(rows, tile.first, inner, outer);
+        this->fetch_tile_factors(rows, rows, tile.first, inner, outer);
         this->copies_arrive();
       } else {
         flags |= this->keep_first(rows);
-        this->copy_tile(flags, tile.first, rows, target, tile.first, inner, outer);
+        this->copy_tile(flags, tile.first, rows, rows, target, tile.first, inner, outer);
       }
       this->ring.advance();
       if (!kFactors && from == piece.from && new_queries)

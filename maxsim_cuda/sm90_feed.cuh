@@ -66,7 +66,7 @@ struct Sm90Feed {
         ptx::mbarrier_arrive_expect(&shared.full[ring.at], bytes);
       else
         ptx::mbarrier_arrive(&shared.full[ring.at]);
-    } else if (!kOnlyDense<C> && !kOnlyPacked<C> && !args.tma) {
+    } else if (!kOnlyOne<C> && !args.tma) {
       ptx::mbarrier_arrive(&shared.full[ring.at]);  // for the rows and factors that this lane wrote
     }
   }
@@ -107,9 +107,10 @@ struct Sm90Feed {
     return rows > 0 ? StageInfo::kAnyToken : 0;
   }
 
-  // One tile, described already but for its bytes. Row 0 of the tile is row `row` of the map.
-  __device__ __forceinline__ void copy_tile(int flags, int first, int rows, int64_t target, int row, int inner,
-                                            int outer) {
+  // One tile, described already but for its bytes. Row 0 of the tile is row `row` of the map. Factors are those of the
+  // first `tokens`.
+  __device__ __forceinline__ void copy_tile(int flags, int first, int rows, int tokens, int64_t target, int row,
+                                            int inner, int outer) {
     const Segments& side = args.problem.documents;
     const int present = atoms(side);
     const int boxes = rows >= 8 ? C::N / 8 : rows > 0, last_eight = max(rows - 8, 0);
@@ -139,7 +140,7 @@ struct Sm90Feed {
                  row + min(lane * 8, last_eight), inner, outer);
     }
     if (!kFactorWarp || !args.dense) {
-      fetch_tile_factors(rows, row, inner, outer);
+      fetch_tile_factors(rows, tokens, row, inner, outer);
       copies_arrive();
     }
     __syncwarp();
@@ -156,8 +157,8 @@ struct Sm90Feed {
   __device__ __forceinline__ bool splits_stored() const { return C::kSplit && is_stored(args.problem.documents.dtype); }
 
   // The factors of a tile's columns, if it has any. `row_of` a column: in its segment or in the packed view.
-  __device__ __forceinline__ void fetch_tile_factors(int rows, int row, int inner, int outer) {
-    if (rows == C::N) return fetch_tile_factors([&](int column) { return row + column; }, C::N, inner, outer);
+  __device__ __forceinline__ void fetch_tile_factors(int rows, int tokens, int row, int inner, int outer) {
+    if (rows == C::N) return fetch_tile_factors([&](int column) { return row + column; }, tokens, inner, outer);
     const int last_eight = max(rows - 8, 0);
     fetch_tile_factors([&](int column) { return row + min(column & ~7, last_eight) + (column & 7); },
                        rows >= 8 ? C::N : rows, inner, outer);
@@ -201,6 +202,14 @@ struct Sm90Feed {
                       &Segments::factor(scale, scale.data + query * scale.segment_stride.outer, row + lane));
       }
     ptx::copy_arrive(&shared.queries_full[buffer.at]);
+  }
+
+  // The rows of a query group whose blocks have to be looked up.
+  __device__ __forceinline__ void look_up_queries(bool cross, int64_t group, int part) {
+    const BlockInfo info = describe_block<C::kBlocks>(args, cross, group, part, lane);
+    acquire_queries();
+    copy_queries(info, args.problem.queries.packed());
+    buffer.advance();
   }
 
   // Block b's rows are described by lane b. Boxes of as many rows as lie together, a lane each.

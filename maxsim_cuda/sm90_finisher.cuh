@@ -24,7 +24,7 @@ struct Sm90Finisher {
   double part, total;  // of a pair whose query has several blocks: a lane's block, and those already added
 
   __device__ __forceinline__ void run() {
-    if (kOnlyDense<C> || args.pieces == 1) return finish();
+    if (kOnlyOne<C> || args.pieces == 1) return finish();
     ptx::cluster_wait();  // everyone's barriers are there
     if (blockIdx.x % args.pieces)
       pass_on();
@@ -82,7 +82,7 @@ struct Sm90Finisher {
       if (done.flags & StageInfo::kEnd) return;
       const bool valid = !(done.flags & StageInfo::kInvalid);
       bool any_token = done.flags & StageInfo::kAnyToken;
-      if (!kOnlyDense<C> && args.pieces > 1 && merge_pieces(ring)) any_token = true;
+      if (!kOnlyOne<C> && args.pieces > 1 && merge_pieces(ring)) any_token = true;
       if (kArgmax) write_all_winners(done, ring.at, valid && any_token);
       const int block = min(lane / kLanes, C::kBlocks - 1);
       const BlockInfo owner = shared.blocks[done.buffer][block];

@@ -8,6 +8,7 @@
 #include "row_max.cuh"
 #include "sm90_dense.cuh"
 #include "sm90_finisher.cuh"
+#include "sm90_marked.cuh"
 #include "sm90_packed.cuh"
 #include "sm90_producer.cuh"
 #include "sm90_spread.cuh"
@@ -317,7 +318,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x % 128 / 32;
   // Shuffled to stay in a register: the compiler would rather read the special one again at every use, and wait for it.
   const int lane = __shfl_xor_sync(~0u, threadIdx.x % 32, 0);
-  const bool tma = kOnlyDense<C> || kOnlyPacked<C> || args.tma;
+  const bool tma = kOnlyOne<C> || args.tma;
   if (threadIdx.x == C::kGroups * 128 && tma) {
     ptx::tma_prefetch(&document_map);
     ptx::tma_prefetch(&query_map);
@@ -367,12 +368,16 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     Sm90Finisher<C, T, kArgmax, kColumns>{args, shared, lane}.run();
   } else if (warp == kProducerWarp || !tma) {
     const Sm90Maps maps{query_map, document_map, tail_map};
-    if constexpr (kOnlyPacked<C>)
+    if constexpr (kOnlyMarked<C>)
+      Sm90MarkedProducer<C, T, kColumns>(args, maps, shared, queries, tiles, warp, lane).run();
+    else if constexpr (kOnlyPacked<C>)
       Sm90PackedProducer<C, T, kColumns>(args, maps, shared, queries, tiles, warp, lane).run();
     else if (kOnlyDense<C> || args.dense)
       Sm90DenseProducer<C, T, kColumns>(args, maps, shared, queries, tiles, warp, lane).run();
     else
       Sm90Producer<C, T, kColumns>(args, maps, shared, queries, tiles, warp, lane).run();
+  } else if constexpr (kOnlyMarked<C>) {
+    if (warp == kLoaderWarps) Sm90Marker<C>{args, shared, lane}.run();
   } else if constexpr (C::kSpreads) {
     Sm90Spreader<C>{args, shared, ptx::shared_address(tiles), warp - kLoaderWarps, lane}.run();
   } else if constexpr (Sm90Feed<C, T, kColumns>::kFactorWarp) {

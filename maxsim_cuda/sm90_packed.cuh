@@ -75,10 +75,7 @@ struct Sm90PackedProducer : Sm90Feed<C, T, kColumns> {
       __syncwarp();
       this->ring.advance();
       if (new_queries) {  // behind the tile that takes longer to come
-        const BlockInfo info = describe_block<C::kBlocks>(this->args, true, group, 0, this->lane);
-        this->acquire_queries();
-        this->copy_queries(info, this->args.problem.queries.packed());
-        this->buffer.advance();
+        this->look_up_queries(true, group, 0);
         new_queries = false;
       }
     }

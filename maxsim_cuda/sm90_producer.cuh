@@ -179,18 +179,21 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
       const bool first_tile = flags & StageInfo::kNewQueries;
       this->acquire();
       if (this->args.masked) {
-        const int first = more ? kept.first() : 0, rows = more ? min(C::N, kept.extent(first)) : 0;
-        flags |= keep_marked(kept, first, rows);
-        kept.pass(first + rows);
+        // A whole tile is one copy, a part of one many: so it reaches back where there are no more tokens, and over the
+        // end of a document that has fewer.
+        const int first = more ? kept.first() : 0, end = more ? first + min(C::N, kept.extent(first)) : 0;
+        const int begin = max(0, min(first, end - C::N));
+        flags |= keep_marked(kept, begin, first, end);
+        kept.pass(end);
         more = more && kept.find();
         if (!more) flags |= StageInfo::kLast | (unit.release ? StageInfo::kRelease : 0);
-        copy_rows(unit, flags, first, rows);
+        copy_rows(unit, flags, begin, end ? C::N : 0, min(C::N, unit.document.length - begin));
       } else {
         const Tile<C::N> tile(from, piece.to, side.mask);
         more = !tile.last;
         if (!more) flags |= StageInfo::kLast | (unit.release ? StageInfo::kRelease : 0);
         if (this->args.tma)
-          copy_rows(unit, flags | this->keep_first(tile.rows), tile.first, tile.rows);
+          copy_rows(unit, flags | this->keep_first(tile.rows), tile.first, tile.rows, tile.rows);
         else
           copy_by_hand(unit, flags, tile.rows, tile.first);
       }
@@ -201,18 +204,19 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     }
   }
 
-  // Tokens that follow one another.
-  __device__ __forceinline__ void copy_rows(const Unit& unit, int flags, int first, int rows) {
+  // Rows that follow one another, of which the first `tokens` are this document's.
+  __device__ __forceinline__ void copy_rows(const Unit& unit, int flags, int first, int rows, int tokens) {
     const Segments& side = this->args.problem.documents;
     const int row = side.packed() ? static_cast<int>(unit.document.first_row) : 0;
-    this->copy_tile(flags, first, rows, unit.target, row + first, unit.inner, unit.outer);
+    this->copy_tile(flags, first, rows, tokens, unit.target, row + first, unit.inner, unit.outer);
   }
 
-  // Writes which columns of `rows` tokens count, as they are copied in boxes of eight; says as `keep_columns` does.
-  __device__ __forceinline__ int keep_marked(const KeptTokens& kept, int first, int rows) {
+  // Writes which columns of a tile from `begin` on are kept tokens from `first` up to `end`; says as `keep_columns`
+  // does.
+  __device__ __forceinline__ int keep_marked(const KeptTokens& kept, int begin, int first, int end) {
     return keep([&](int column) {
-      const int token = rows >= 8 ? min(column & ~7, rows - 8) + (column & 7) : column;
-      return kept.keeps(first + token) && token < rows;
+      const int token = begin + column;
+      return kept.keeps(token) && first <= token && token < end;
     });
   }
 

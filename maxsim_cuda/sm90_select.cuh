@@ -64,11 +64,15 @@ int64_t pieces_of(const ForwardArgs& args, int64_t units, const Clusters& cluste
   return pieces;
 }
 
-// What Sm90Packed asks for.
+// What Sm90Packed and Sm90Marked ask for.
 bool packed(const Problem& problem) {
   const Segments& documents = problem.documents;
-  return problem.pairing == Pairing::cross && documents.packed() && !documents.mask &&
-         documents.dim * element_size(documents.dtype) == 256 && documents.extent < INT32_MAX;
+  return problem.pairing == Pairing::cross && documents.packed() && !documents.mask && documents.extent < INT32_MAX;
+}
+bool marked(const Problem& problem) {
+  const Segments& documents = problem.documents;
+  return problem.pairing != Pairing::list && !documents.packed() && documents.count < INT32_MAX &&
+         documents.extent < INT32_MAX;
 }
 
 // What Sm90Dense asks for beyond `dense`. Few long documents are left to clusters.
@@ -94,7 +98,7 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   mapped.tma = describe(args.problem.queries, C::kQueryBoxRows, &query_map, C::kAtomBytes) &&
                (C::kTogether ? describe_whole(documents, C::N, &document_map)
                              : describe(documents, C::N, &document_map, C::kAtomBytes)) &&
-               (kOnlyDense<C> || kOnlyPacked<C> || describe(documents, 8, &tail_map, C::kAtomBytes));
+               (kOnlyOne<C> || describe(documents, 8, &tail_map, C::kAtomBytes));
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
   // A short stream that is read once leaves L2 to others: their dirty lines need not be written back to make room. A
@@ -109,7 +113,7 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
     static const Clusters clusters(kernel, C::kThreads, C::kSharedBytes);
     return static_cast<int32_t>(pieces_of<C>(args, units, clusters));
   };
-  if constexpr (kOnlyDense<C> || kOnlyPacked<C>) {
+  if constexpr (kOnlyOne<C>) {
     const bool fits =
         kOnlyDense<C> ? mapped.dense && whole_tiles<C>(args, units) : mapped.tma && units < INT32_MAX && pieces() == 1;
     if (!fits) return launch<typename C::Other, T, kArgmax, kColumns>(args, stream);
@@ -148,14 +152,13 @@ void launch_shortest(const ForwardArgs& args, cudaStream_t stream) {
     if constexpr (C::kAtoms == 2) {
       // Narrow last tiles pay where arithmetic bounds; beside winners they have no registers.
       constexpr int kNarrow = C::kGroups == 4 && !kArgmax ? 64 : 0;
-      if (packed(args.problem)) return launch<Sm90Packed<C, kNarrow>, T, kArgmax, kColumns>(args, stream);
+      if (args.problem.documents.dim == 2 * kAtom<T>) {
+        if (dense(args.problem)) return launch<Sm90Dense<C, true>, T, kArgmax, kColumns>(args, stream);
+        if (packed(args.problem)) return launch<Sm90Packed<C, kNarrow>, T, kArgmax, kColumns>(args, stream);
+        if (marked(args.problem)) return launch<Sm90Marked<C, kNarrow>, T, kArgmax, kColumns>(args, stream);
+      }
     }
-    if (dense(args.problem)) {
-      if constexpr (C::kAtoms == 2)
-        if (args.problem.documents.dim == 2 * kAtom<T>)
-          return launch<Sm90Dense<C, true>, T, kArgmax, kColumns>(args, stream);
-      return launch<Sm90Dense<C>, T, kArgmax, kColumns>(args, stream);
-    }
+    if (dense(args.problem)) return launch<Sm90Dense<C>, T, kArgmax, kColumns>(args, stream);
   }
   launch<C, T, kArgmax, kColumns>(args, stream);
 }

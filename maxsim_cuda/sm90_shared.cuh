@@ -27,6 +27,9 @@ struct Sm90Shared {
   uint64_t queries_full[C::kQueryBuffers], queries_empty[C::kQueryBuffers];
   uint64_t finished_full[kFinished], finished_empty[kFinished];
   uint64_t pieces_full[kFinished];  // of the other blocks that share documents with this one
+  static constexpr int kPages = kOnlyMarked<C> ? 4 : 1;
+  uint64_t pages_full[kPages], pages_empty[kPages];
+  uint32_t pages[kPages][32];
   StageInfo stages[C::kStages];
   BlockInfo blocks[C::kQueryBuffers][C::kBlocks];
   Finished finished[kFinished];
@@ -49,6 +52,10 @@ struct Sm90Shared {
     for (int i = 0; i < C::kQueryBuffers; ++i) {
       ptx::mbarrier_init(&queries_full[i], (loaders + (stored || C::kSplit)) * 32);
       ptx::mbarrier_init(&queries_empty[i], (C::kGroups * 4 + 1) * 32);  // and the finisher
+    }
+    for (int i = 0; kOnlyMarked<C> && i < kPages; ++i) {
+      ptx::mbarrier_init(&pages_full[i], 32);
+      ptx::mbarrier_init(&pages_empty[i], 32);
     }
     for (int i = 0; i < kFinished; ++i) {
       ptx::mbarrier_init(&finished_full[i], C::kGroups * 128);

@@ -60,6 +60,10 @@ def hopper() -> None:
     for dtype, queries, (count, tokens) in itertools.product(HALVES, QUERIES, DOCUMENTS):
         q, d = tensors(queries, (count * tokens,), 128, (dtype, dtype))
         score("sm90", (q, d, None, offsets(count, tokens), *[None] * 6), False, queries[1])
+        q, d = tensors(queries, (count, tokens + 90), 128, (dtype, dtype))
+        lengths, marks = torch.arange(count, device=DEVICE) * 70, torch.rand(d.shape[:2], device=DEVICE) < 0.9
+        for kept in ((lengths, None, None), (None, None, marks), (lengths, None, marks)):
+            score("sm90", (q, d, *[None] * 3, *kept, None, None), False, queries[1])
     # So many documents that starting up no longer counts.
     count = 32 * torch.cuda.get_device_properties(DEVICE).multi_processor_count + 1
     options = (False, 0.0, number_of["sm90"], False)
@@ -67,6 +71,8 @@ def hopper() -> None:
         q, d = tensors((1, 8), (count, 3), 128, (dtype, dtype))
         ops.forward(q, d, *[None] * 8, *options)
         ops.forward(q, d.flatten(0, 1), None, offsets(count, 3), *[None] * 6, *options)
+        marked = torch.zeros(1, 128, dtype=dtype, device=DEVICE).expand(count, 104, 128)
+        ops.forward(q, marked, *[None] * 3, torch.arange(count, device=DEVICE) % 100, *[None] * 4, *options)
 
 
 def others() -> None:

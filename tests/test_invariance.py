@@ -3,6 +3,7 @@ And the same call twice gives the same bits twice, forward and backward."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -99,13 +100,14 @@ def test_ragged_documents_shared_out(maxsim, path, counts, dim):
 
 
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.97])
-@pytest.mark.parametrize("tokens", [103, 1500])
+@pytest.mark.parametrize("tokens", [103, 300, 1500])
 @pytest.mark.parametrize("queries", [1, 3, 9])
-def test_holes_anywhere(maxsim, path, queries, tokens, kept):
+@pytest.mark.parametrize("dim", [64, 128])
+def test_holes_anywhere(maxsim, path, queries, tokens, kept, dim):
     """The kept tokens of a masked document score as the document that has only those, and win as they do."""
     generator = torch.Generator().manual_seed(tokens)
-    q = torch.randn(queries, 32, 64, generator=generator).to(path.device, torch.bfloat16)
-    d = torch.randn(4, tokens, 64, generator=generator).to(path.device, torch.bfloat16)
+    q = torch.randn(queries, 32, dim, generator=generator).to(path.device, torch.bfloat16)
+    d = torch.randn(4, tokens, dim, generator=generator).to(path.device, torch.bfloat16)
     mask = (torch.rand(4, tokens, generator=generator) < kept).to(path.device)
     mask[0, : tokens // 2], mask[0, tokens // 2 :] = True, False  # as padding looks
     mask[1] = False
@@ -119,6 +121,31 @@ def test_holes_anywhere(maxsim, path, queries, tokens, kept):
         alone, among = maxsim.maxsim_with_argmax(q, d[j, places])
         assert torch.equal(scores[:, j], alone.flatten())
         assert torch.equal(winners[:, j], places[among.flatten(0, -2).long()].to(winners.dtype))
+
+
+@pytest.mark.parametrize("slab", [False, True], ids=["cross", "candidates"])
+@pytest.mark.parametrize("tokens", [32, 70, 300])
+@pytest.mark.parametrize("length", [104, 333, 2100])
+def test_marked_tokens_are_the_documents(maxsim, path, slab, tokens, length):
+    """Lengths and masks on both sides of padded tensors, on any of them or on none: the pair of what is kept, alone."""
+    generator = torch.Generator().manual_seed(length + tokens)
+
+    def side(shape: tuple[int, ...], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        values = torch.randn(*shape, rows, 128, generator=generator).to(path.device, torch.bfloat16)
+        lengths = torch.randint(0, rows + 1, shape, generator=generator)
+        kept = torch.arange(rows) < lengths[..., None]
+        kept[0] |= True
+        kept[1] &= torch.rand(*shape[1:], rows, generator=generator) < 0.8
+        kept = kept.to(path.device)
+        return values.masked_fill(~kept[..., None], torch.nan), kept
+
+    q, q_mask = side((5,), tokens)
+    d, d_mask = side((5, 3) if slab else (7,), length)
+    scores = maxsim.maxsim(q, d, q_mask, d_mask)
+    for i, j in itertools.product(range(scores.shape[0]), range(scores.shape[1])):
+        document, mask = (d[i, j], d_mask[i, j]) if slab else (d[j], d_mask[j])
+        alone = maxsim.maxsim(q[i][q_mask[i]], document[mask])
+        assert scores[i, j].equal(alone.view(()))
 
 
 def test_training_sees_the_scores_of_inference(maxsim, path):

@@ -1,0 +1,181 @@
+// Producer of the Hopper forward for padded documents with lengths or a mask: which tokens count has to be looked up,
+// and nothing else. A copy brings whole tiles of 256-byte rows, as sm90_packed.cuh says.
+#pragma once
+
+#include "sm90_feed.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+// A page is the marks of so many tokens, 32 for each lane.
+constexpr int kPageTokens = 1024;
+
+// The documents that a thread block meets, for each part of its queries: call(target, group, part, new_queries,
+// release). Two warps walk side by side.
+template <class C, class Call>
+__device__ __forceinline__ void walk_marked(const Sm90Args& args, const Call& call) {
+  if (args.follows_table) ptx::wait_for_prior_kernel();
+  const bool cross = args.problem.pairing == Pairing::cross;
+  // Cross: units are documents within groups. Slab: documents of a query, of which there is one to a group.
+  const uint32_t inner = cross ? static_cast<uint32_t>(args.count) : args.problem.documents.inner;
+  const uint32_t groups = cross ? static_cast<uint32_t>(quotient(block_count(args) + C::kBlocks - 1, C::kBlocks)) : 1;
+  const uint32_t units = cross ? groups * inner : args.dense_units, blocks = gridDim.x;
+  const bool deal = cross && groups == 1;
+  const uint32_t share = units / blocks, extra = units - share * blocks;
+  uint32_t unit = deal ? blockIdx.x : blockIdx.x * share + min(blockIdx.x, extra);
+  const uint32_t to = deal ? units : unit + share + (blockIdx.x < extra), step = deal ? blocks : 1;
+  uint32_t group = deal ? 0 : unit / inner, document = unit - group * inner;
+  const int parts = cross ? 1 : (args.chunks + C::kBlocks - 1) / C::kBlocks;
+  bool new_group = true;
+  for (; unit < to; unit += step) {
+    const bool ends = unit + step >= to || (!deal && document + 1 == inner);
+    for (int part = 0; part < parts; ++part)
+      call(args.first + (cross ? document : unit), group, part, new_group || parts > 1, ends || parts > 1);
+    new_group = ends;
+    document += step;
+    if (!deal && document == inner) document = 0, ++group;
+  }
+}
+
+// A warp of its own looks marks up, ahead of the producer: one after the other they would take longer than products.
+template <class C>
+struct Sm90Marker {
+  const Sm90Args& args;
+  Sm90Shared<C>& shared;
+  int lane;
+
+  __device__ __forceinline__ void run() const {
+    Ring<Sm90Shared<C>::kPages> ring{0, 1};
+    walk_marked<C>(args, [&](int64_t target, uint32_t, int, bool, bool) {
+      const Span document = span_of(args.problem.documents, target);
+      for (int page = 0; page < document.length; page += kPageTokens) {
+        const uint32_t word = marks(document, page);
+        ptx::mbarrier_wait(&shared.pages_empty[ring.at], ring.phase);
+        shared.pages[ring.at][lane] = word;
+        ptx::mbarrier_arrive(&shared.pages_full[ring.at]);
+        ring.advance();
+      }
+    });
+  }
+
+  __device__ __forceinline__ uint32_t marks(const Span& document, int page) const {
+    const Segments& side = args.problem.documents;
+    const int left = document.length - page, own = left - lane * 32;
+    if (!side.mask) return own >= 32 ? ~0u : own > 0 ? (1u << own) - 1 : 0;
+    constexpr int kTogether = 16;  // bytes that are on their way before the first is looked at
+    const auto* from = side.mask + document.mask_begin + (page + lane) * side.mask_token_stride;
+    const int64_t step = 32 * side.mask_token_stride;
+    uint32_t word = 0;
+#pragma unroll 1
+    for (int first = 0; first < 32 && first * 32 < left; first += kTogether) {
+      int kept[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        kept[i] = ptx::load_byte_if((first + i) * 32 + lane < left, from);
+        from += step;
+      }
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const uint32_t bits = __ballot_sync(~0u, kept[i]);
+        if (lane == first + i) word = bits;
+      }
+    }
+    return word;
+  }
+};
+
+template <class C, class T, Columns kColumns>
+struct Sm90MarkedProducer : Sm90Feed<C, T, kColumns> {
+  using Sm90Feed<C, T, kColumns>::Sm90Feed;
+  static constexpr int kNarrow = kNarrowColumns<C>, kWords = (C::N + 31) / 32;
+  static_assert(C::kTogether && C::N <= 160, "one copy a tile, and five words of kept columns");
+
+  Ring<Sm90Shared<C>::kPages> pages;
+
+  __device__ __forceinline__ void run() {
+    const bool cross = this->args.problem.pairing == Pairing::cross;
+    walk_marked<C>(this->args, [&](int64_t target, uint32_t group, int part, bool new_queries, bool release) {
+      stream(cross, group, part, target, new_queries, release);
+    });
+    this->end();
+  }
+
+ private:
+  __device__ __forceinline__ uint32_t next_page() {
+    ptx::mbarrier_wait(&this->shared.pages_full[pages.at], pages.phase);
+    const uint32_t word = this->shared.pages[pages.at][this->lane];
+    ptx::mbarrier_arrive(&this->shared.pages_empty[pages.at]);
+    pages.advance();
+    return word;
+  }
+
+  __device__ __forceinline__ void stream(bool cross, int64_t group, int part, int64_t target, bool new_queries,
+                                         bool release) {
+    const Segments& side = this->args.problem.documents;
+    const Span document = span_of(side, target);
+    const int latest = static_cast<int>(side.extent) - C::N;  // where a tile may begin
+    const int ends = StageInfo::kLast | (release ? StageInfo::kRelease : 0);
+    const int always = document.valid ? 0 : StageInfo::kInvalid;
+    int page = -kPageTokens;
+    uint32_t word = 0, left = 0;  // a page's marks, and those that no tile has met
+    const auto find = [&] {
+      while (!__any_sync(~0u, left)) {
+        page += kPageTokens;
+        if (page >= document.length) return false;
+        left = word = next_page();
+      }
+      return true;
+    };
+    bool more = find();
+    const bool any = more;
+    do {
+      int begin = 0, flags = always | (new_queries ? StageInfo::kNewQueries : 0);
+      uint32_t kept = 0;  // of the tile's columns, 32 for each lane
+      if (any) {
+        const unsigned lanes = __ballot_sync(~0u, left != 0);
+        const int low = __ffs(lanes) - 1, high = 31 - __clz(lanes);
+        const int first = page + low * 32 + __ffs(__shfl_sync(~0u, left, low)) - 1;
+        const int last = page + high * 32 + 32 - __clz(__shfl_sync(~0u, left, high));
+        const int end = min(first + C::N, last);
+        // The last tile reaches back over tokens that were met, as Tile says; that of a shorter document over its end.
+        const bool narrow = kNarrow && end - first <= kNarrow && end - kNarrow >= page && end - kNarrow <= latest;
+        begin = min(latest, narrow ? end - kNarrow : max(page, min(first, end - C::N)));
+        kept = kept_from(word, begin - page);
+        const int columns = (narrow ? kNarrow : C::N) - this->lane * 32;
+        const bool whole = __all_sync(~0u, columns <= 0 || !(~kept & (columns >= 32 ? ~0u : (1u << columns) - 1)));
+        flags |= StageInfo::kAnyToken | (whole ? StageInfo::kFull | (narrow ? StageInfo::kNarrow : 0) : 0);
+        const int met = end - page - this->lane * 32;
+        left = met >= 32 ? 0 : met > 0 ? left & ~0u << met : left;
+        more = find();
+      }
+      if (!more) flags |= ends;
+      this->acquire();
+      if (!(flags & StageInfo::kFull)) write_kept(kept);
+      this->publish(flags, begin, C::N - 8, target, any ? C::kTileBytes : 0);
+      if (any && this->lane == 0) this->load_whole(begin, static_cast<int>(target));
+      __syncwarp();
+      this->ring.advance();
+      if (new_queries) this->look_up_queries(cross, group, part);  // behind the tile that takes longer to come
+      new_queries = false;
+    } while (more);
+  }
+
+  // A page's marks from one of its tokens on: before the page and behind it there are none.
+  __device__ __forceinline__ uint32_t kept_from(uint32_t word, int token) const {
+    const int index = (token >> 5) + this->lane;
+    const uint32_t low = __shfl_sync(~0u, word, index & 31), high = __shfl_sync(~0u, word, index + 1 & 31);
+    const auto inside = [](int i) { return 0 <= i && i < 32; };
+    return __funnelshift_r(inside(index) ? low : 0, inside(index + 1) ? high : 0, token & 31);
+  }
+
+  __device__ __forceinline__ void write_kept(uint32_t kept) const {
+#pragma unroll
+    for (int word = 0; word < kWords; ++word) {
+      const uint32_t bits = __shfl_sync(~0u, kept, word);
+      if (this->lane == 0) this->shared.stages[this->ring.at].bits[word] = bits;  // who also says that they are written
+    }
+  }
+};
+
+}  // namespace cuda
+}  // namespace maxsim
