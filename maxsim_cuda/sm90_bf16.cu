@@ -8,9 +8,11 @@ namespace cuda {
 void sm90_select_bf16(const ForwardArgs& args, cudaStream_t stream) { select_dim<__nv_bfloat16>(args, stream); }
 
 void sm90_select(const ForwardArgs& args, cudaStream_t stream) {
-  if (sm90_takes_widened(args.problem))
-    return args.problem.queries.dtype == DType::f16 ? sm90_select_widened_f16(args, stream)
-                                                    : sm90_select_widened_bf16(args, stream);
+  const bool f16 = args.problem.queries.dtype == DType::f16;
+  if (sm90_takes_widened(args.problem)) {
+    if (turned(args)) return f16 ? sm90_select_turned_f16(args, stream) : sm90_select_turned_bf16(args, stream);
+    return f16 ? sm90_select_widened_f16(args, stream) : sm90_select_widened_bf16(args, stream);
+  }
   if (mma_splits(args.problem) && !sm90_takes_stored(args.problem)) return sm90_select_split(args, stream);
   switch (args.problem.queries.dtype) {
     case DType::bf16:

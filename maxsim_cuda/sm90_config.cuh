@@ -45,24 +45,36 @@ constexpr int kSharedLimit = 215 * 1024;
 // kGroups math warpgroups hold kTiles x 64 query rows each and meet N document tokens a step; rows of kAtoms x
 // kAtomBytes. kMoreWarps make operands of what was loaded. kSplit: pairs of fp16 whose sum is the input. kSpreads: rows
 // of up to kSpreadBytes come as they lie in memory, and the loader warps spread them. kWidens: document rows come
-// as stored, a byte a feature or less.
+// as stored, a byte a feature or less. kTurned: they do and stay so, and kTiles x 64 of them are the rows of products
+// of which one block of query tokens are the columns.
 template <int kGroups_, int kTiles_, int N_, int kAtoms_, int kStageBytes, int kPerSm_ = 1, int kQueryBuffers_ = 1,
-          int kMoreWarps_ = 0, int kAtomBytes_ = 128, bool kSpreads_ = false, bool kWidens_ = false>
+          int kMoreWarps_ = 0, int kAtomBytes_ = 128, bool kSpreads_ = false, bool kWidens_ = false,
+          bool kTurned_ = false>
 struct Sm90Config {
   static constexpr int kGroups = kGroups_, kTiles = kTiles_, N = N_, kAtoms = kAtoms_, kPerSm = kPerSm_;
   static constexpr int kAtomBytes = kAtomBytes_, kRowBytes = kAtoms * kAtomBytes;
   static constexpr int kQueryBuffers = kQueryBuffers_;
   static constexpr bool kSplit = kMoreWarps_ > 0 && !kWidens_;
-  static constexpr int kRows = kGroups * kTiles * 64;
+  static constexpr bool kTurned = kTurned_;
+  // Query rows as they lie in an operand, of two bytes a feature where documents have one.
+  static constexpr int kQueryAtoms = kTurned ? kAtomBytes / 64 : kAtoms, kQueryAtomBytes = kTurned ? 128 : kAtomBytes;
+  static constexpr int kQueryRowBytes = kQueryAtoms * kQueryAtomBytes, kOperandRows = kTurned ? kBlockTokens : 64;
+  static constexpr int kRows = kTurned ? kBlockTokens : kGroups * kTiles * 64;
+  static constexpr int kMaxima =
+      kTurned ? 4 * kRows : kRows;  // handed over: warps share the columns of turned products
   static constexpr int kBlocks = kRows / kBlockTokens;
   static constexpr int kMoreWarps = kMoreWarps_;
   static constexpr int kThreads = (kGroups + 1) * 128 + kMoreWarps * 32;
-  static constexpr int kQueryBoxRows = kTiles == 1 ? 32 : 16;  // rows of a block that lie together in an operand
+  static constexpr int kQueryBoxRows =
+      kTiles == 1 || kTurned ? 32 : 16;  // rows of a block that lie together in an operand
   // Registers a thread, moved from the other warps to the math warpgroups where those need more than an even share.
-  static constexpr int kMathRegisters = kGroups == 4 ? 104 : kGroups * kTiles == 4 ? (kWidens_ ? 184 : 200) : 0;
+  static constexpr int kMathRegisters = kGroups == 4            ? 104
+                                        : kTurned               ? 152
+                                        : kGroups * kTiles == 4 ? (kWidens_ ? 184 : 200)
+                                                                : 0;
   static constexpr int kOtherRegisters = kGroups == 4 ? 64 : kWidens_ ? 72 : 104;
   static constexpr int kTileBytes = N * kRowBytes;
-  static constexpr int kQueryBytes = kRows * kRowBytes;
+  static constexpr int kQueryBytes = kRows * kQueryRowBytes;
   static constexpr bool kSpreads = kSpreads_, kWidens = kWidens_;
   static constexpr bool kTogether = false;           // as Sm90Dense says
   static constexpr int kAtomStep = N * kAtomBytes;   // from one atom of a tile's rows to the next
@@ -72,10 +84,11 @@ struct Sm90Config {
   static constexpr int kSharedBytes =
       1024 + kQueryBuffers * kQueryBytes + kStages * (kTileBytes + kStagedBytes);  // 1024 to align
   static_assert(N % 8 == 0 && N <= 160, "five words of kept bits, and a legal wgmma width");
+  static_assert(!kTurned || (kGroups == 1 && kTiles * 64 == N && kAtoms == 1), "all rows of a tile, each whole");
   static_assert(kStages >= 2, "a tile must arrive while another is read");
   // Registers move only within what the block was launched with: whoever asks for more waits for ever.
   static_assert(!kMathRegisters || kGroups * 128 * kMathRegisters + (kThreads - kGroups * 128) * kOtherRegisters <=
-                                       65536 / kThreads / 8 * 8 * kThreads);
+                                       65536 / (kThreads * kPerSm) / 8 * 8 * kThreads);
   static_assert(kSharedBytes * kPerSm <= kSharedLimit, "the blocks of an SM share its memory");
 };
 
@@ -191,6 +204,12 @@ using Sm90WidenMiddle =
 template <int kAtoms>
 using Sm90WidenPaired =
     Sm90Config<2, 2, 104, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128, 1, 1, 4, 128, false, true>;
+
+// Stored documents under one short query of 16 bits, where every byte costs a warp instructions: two blocks an SM
+// again. Tiles of 64 rows are the least that four warps can share, and waste little on documents of a few hundred
+// tokens.
+template <int kAtomBytes>
+using Sm90Turned = Sm90Config<1, 1, 64, 1, 6 * 64 * kAtomBytes, 2, 2, 0, kAtomBytes, false, false, true>;
 
 struct Sm90Args : ForwardArgs {
   bool tma;              // both sides can be described by a tensor map

@@ -19,7 +19,7 @@ struct Sm90Maps {
 template <class C, class T, Columns kColumns>
 struct Sm90Feed {
   // In the plain case a warp of its own fetches the factors of tokens: the producer has no time for that.
-  static constexpr bool kFactorWarp = kColumns == Columns::given && !C::kWidens;
+  static constexpr bool kFactorWarp = has_factors(kColumns) && !C::kWidens;
 
   const Sm90Args& args;
   const Sm90Maps maps;
@@ -73,7 +73,7 @@ struct Sm90Feed {
 
   // Rows of a side as they are loaded: 128-byte atoms, and the features of one.
   __device__ __forceinline__ static int atoms(const Segments& side) {
-    if (C::kWidens) return is_stored(side.dtype) ? 1 : C::kAtoms;
+    if (C::kWidens || C::kTurned) return is_stored(side.dtype) ? 1 : C::kQueryAtoms;
     if (!C::kSplit || side.dtype == DType::f32) return C::kAtoms;
     return is_stored(side.dtype) ? 1 : C::kAtoms / 2;
   }
@@ -214,25 +214,26 @@ struct Sm90Feed {
 
   // Block b's rows are described by lane b. Boxes of as many rows as lie together, a lane each.
   __device__ __forceinline__ void copy_queries(const BlockInfo& info, bool packed) {
-    constexpr int kParts = kBlockTokens / C::kQueryBoxRows, kBoxes = C::kBlocks * C::kAtoms * kParts;
+    constexpr int kParts = kBlockTokens / C::kQueryBoxRows, kBoxes = C::kBlocks * C::kQueryAtoms * kParts;
     const unsigned present = __ballot_sync(~0u, lane < C::kBlocks && info.query >= 0 && info.kept);
     const int query = packed ? 0 : static_cast<int>(info.query);
     uint64_t* barrier = &shared.queries_full[buffer.at];
     const int loaded = atoms(args.problem.queries), features = atom_features(args.problem.queries);
     if (lane < C::kBlocks) shared.blocks[buffer.at][lane] = info;
     if (lane == 0)
-      ptx::mbarrier_arrive_expect(barrier, __popc(present) * kBlockTokens * loaded * C::kAtomBytes);
+      ptx::mbarrier_arrive_expect(barrier, __popc(present) * kBlockTokens * loaded * C::kQueryAtomBytes);
     else
       ptx::mbarrier_arrive(barrier);
     __syncwarp();  // no byte may arrive before its count
 #pragma unroll
     for (int first = 0; first < kBoxes; first += 32) {
-      const int box = first + lane, part = box % kParts, atom = box / kParts % C::kAtoms;
-      const int block = box / (kParts * C::kAtoms), token = part * C::kQueryBoxRows;
+      const int box = first + lane, part = box % kParts, atom = box / kParts % C::kQueryAtoms;
+      const int block = box / (kParts * C::kQueryAtoms), token = part * C::kQueryBoxRows;
       const int from = __shfl_sync(~0u, info.row, block % 32) + token, outer = __shfl_sync(~0u, query, block % 32);
       if (box < kBoxes && atom < loaded && (present >> block & 1)) {
         const int row = block_row<C>(block, token);
-        ptx::tma_load(query_buffer() + row / 64 * 64 * C::kRowBytes + (atom * 64 + row % 64) * C::kAtomBytes,
+        ptx::tma_load(query_buffer() + row / 64 * 64 * C::kQueryRowBytes +
+                          (atom * C::kOperandRows + row % 64) * C::kQueryAtomBytes,
                       &maps.queries, barrier, atom * features, from, 0, outer);
       }
     }

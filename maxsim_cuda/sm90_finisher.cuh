@@ -15,7 +15,8 @@ struct Sm90Finisher {
   static constexpr int kFinished = Sm90Shared<C>::kFinished;
   static constexpr int kLanes = 4, kTokens = kBlockTokens / kLanes;  // lanes a block, tokens a lane
   static_assert(C::kBlocks * kLanes <= 32, "a warp takes all blocks at once");
-  static constexpr bool kFactored = kStored<T> || C::kWidens;  // factors come from the caller, if there are any
+  static constexpr bool kFactored =
+      kStored<T> || C::kWidens || C::kTurned;  // factors come from the caller, if there are any
 
   const ForwardArgs& args;
   Sm90Shared<C>& shared;
@@ -42,10 +43,24 @@ struct Sm90Finisher {
       const Finished done = shared.finished[ring.at];
       if (done.flags & StageInfo::kEnd) return;
       if (done.flags & StageInfo::kRelease) ptx::mbarrier_arrive(&shared.queries_empty[done.buffer]);
+      if constexpr (C::kTurned) merge_warps(ring.at);
       __syncwarp();
       if (lane == 0) ptx::arrive_at(ptx::address_in(0, &shared.pieces_full[ring.at]));
       ring.advance();
     }
+  }
+
+  // Of turned products each math warp has met its own document tokens: a lane merges the maxima of one column.
+  __device__ __forceinline__ void merge_warps(int slot) {
+    static_assert(C::kRows == 32 && C::kMaxima == 4 * C::kRows);
+    RowState<kArgmax> state;
+    state.reset();
+#pragma unroll
+    for (int row = lane; row < C::kMaxima; row += 32)
+      state.take(0, shared.maxima[slot][row], kArgmax ? shared.winners[slot][row] : 0);
+    shared.maxima[slot][lane] = state.best[0];
+    if (kArgmax) shared.winners[slot][lane] = state.winner[0];
+    __syncwarp();
   }
 
   // Merges the other pieces' maxima into this block's; true if one of them has kept a token.
@@ -82,6 +97,7 @@ struct Sm90Finisher {
       if (done.flags & StageInfo::kEnd) return;
       const bool valid = !(done.flags & StageInfo::kInvalid);
       bool any_token = done.flags & StageInfo::kAnyToken;
+      if constexpr (C::kTurned) merge_warps(ring.at);
       if (!kOnlyOne<C> && args.pieces > 1 && merge_pieces(ring)) any_token = true;
       if (kArgmax) write_all_winners(done, ring.at, valid && any_token);
       const int block = min(lane / kLanes, C::kBlocks - 1);

@@ -13,6 +13,7 @@
 #include "sm90_producer.cuh"
 #include "sm90_spread.cuh"
 #include "sm90_split.cuh"
+#include "sm90_turned.cuh"
 #include "sm90_widen.cuh"
 
 namespace maxsim {
@@ -34,13 +35,15 @@ struct Sm90Consumer {
   uint32_t held[C::kTiles][C::kRowBytes / 32][4];  // query rows, of eight-bit types
   RowState<kArgmax> rows[C::kTiles];
   float row_sums[C::kTiles][2];  // of the features of a thread's rows, where tokens have minima
+  std::conditional_t<C::kTurned, TurnedRows<C, T, kArgmax, kColumns>, Nothing> turned;
   Ring<C::kQueryBuffers> buffer;
   Ring<Sm90Shared<C>::kFinished> finished{0, 1};
   bool any_token;  // the open document has kept one so far
   bool idle;       // this warp's rows belong to no query: what their memory holds is nobody's
 
-  // Products of one width or another cannot be in flight where the two meet: the compiler would serialise them.
-  static constexpr bool kIssuesAhead = kNarrowColumns<C> == 0;
+  // Products of one width or another cannot be in flight where the two meet: the compiler would serialise them. Nor can
+  // those of a warp, which are there at once.
+  static constexpr bool kIssuesAhead = kNarrowColumns<C> == 0 && !C::kTurned;
 
   // The first products of a row, which are all that a narrow tile has.
   template <int kColumnCount>
@@ -52,6 +55,12 @@ struct Sm90Consumer {
   }
 
   __device__ __forceinline__ void issue(int tile, int stage, int flags) {
+    if constexpr (C::kTurned)
+      turned.multiply(stage_rows(stage), tile, warp, lane);
+    else
+      issue_rows(tile, stage, flags);
+  }
+  __device__ __forceinline__ void issue_rows(int tile, int stage, int flags) {
     const uint32_t a = queries + buffer.at * (C::kQueryBytes / 16) + tile * (64 * C::kRowBytes / 16);
     const uint32_t b = tiles + stage * (C::kTileBytes / 16);
     ptx::wgmma_fence();
@@ -87,6 +96,11 @@ struct Sm90Consumer {
       ptx::wgmma_wait<0>();
       ptx::wgmma_settled(products[tile]);
     }
+  }
+
+  // Behind the query buffers; of turned products there is one warpgroup.
+  __device__ __forceinline__ const char* stage_rows(int stage) const {
+    return query_rows + C::kQueryBuffers * C::kQueryBytes + stage * C::kTileBytes;
   }
 
   // Eight-bit rows fit in registers beside the products, which then read a third less of shared memory.
@@ -151,6 +165,14 @@ struct Sm90Consumer {
     if (__shfl_sync(~0u, idle, 0)) return;
     const StageInfo& info = shared.stages[stage];
     const bool full = is_full(flags);
+    if constexpr (C::kTurned) {
+      turned.take(tile, warp, lane, tokens, full, info.bits, shared.token_scale[stage], shared.token_minimum[stage]);
+    } else {
+      take_row_maxima(tile, flags, stage, tokens, full);
+    }
+  }
+  __device__ __forceinline__ void take_row_maxima(int tile, int flags, int stage, const TileTokens& tokens, bool full) {
+    const StageInfo& info = shared.stages[stage];
     int column0 = lane % 4 * 2;
     // What follows from a column's number is rarely asked for: it must not occupy registers that factors wait in.
     if constexpr (kStored<T>) asm volatile("" : "+r"(column0));
@@ -170,6 +192,14 @@ struct Sm90Consumer {
   // Hands the open document's maxima to the finisher, each block's 32 tokens together.
   __device__ __forceinline__ void hand_over(int64_t target, int flags) {
     ptx::mbarrier_wait(&shared.finished_empty[finished.at], finished.phase);
+    if constexpr (C::kTurned)
+      turned.hand_over(shared.maxima[finished.at] + warp * 32, shared.winners[finished.at] + warp * 32, lane);
+    else
+      hand_rows_over();
+    close(target, flags | (any_token ? StageInfo::kAnyToken : 0));
+    any_token = false;
+  }
+  __device__ __forceinline__ void hand_rows_over() {
 #pragma unroll
     for (int tile = 0; tile < C::kTiles; ++tile) {
       rows[tile].reduce();
@@ -182,8 +212,6 @@ struct Sm90Consumer {
         }
       rows[tile].reset();
     }
-    close(target, flags | (any_token ? StageInfo::kAnyToken : 0));
-    any_token = false;
   }
   __device__ __forceinline__ void close(int64_t target, int flags) {
     if (group == 0 && warp == 0 && lane == 0) shared.finished[finished.at] = {target, flags, buffer.at};
@@ -214,6 +242,7 @@ struct Sm90Consumer {
     any_token = idle = false;
 #pragma unroll
     for (int tile = 0; tile < C::kTiles; ++tile) rows[tile].reset();
+    if constexpr (C::kTurned) turned.reset();
     bool primed = false;
     int flags = 0;
     while (true) {
@@ -223,10 +252,14 @@ struct Sm90Consumer {
         if (flags & StageInfo::kEnd) break;
         if (flags & StageInfo::kNewQueries) {
           ptx::mbarrier_wait(&shared.queries_full[buffer.at], buffer.phase);
-          const int block = C::kTiles == 1 ? group * 2 + warp / 2 : group * 4 + warp;
+          const int block = C::kTurned ? 0 : C::kTiles == 1 ? group * 2 + warp / 2 : group * 4 + warp;
           idle = shared.blocks[buffer.at][block].kept == 0;
           if constexpr (kStored<T>) hold_queries();
-          if constexpr (kColumns == Columns::affine) sum_rows();
+          if constexpr (C::kTurned)
+            turned.take_queries(ptx::shared_address(query_rows) + buffer.at * C::kQueryBytes,
+                                shared.row_scale[buffer.at], warp, lane);
+          else if constexpr (kColumns == Columns::affine)
+            sum_rows();
         }
 #pragma unroll
         for (int tile = 0; tile < C::kTiles; ++tile) issue(tile, ring.at, flags);

@@ -93,7 +93,6 @@ template <class C, class T, Columns kColumns>
 struct Sm90Producer : Sm90Feed<C, T, kColumns> {
   using Sm90Feed<C, T, kColumns>::Sm90Feed;
   using Bits = std::conditional_t<kStored<T>, uint8_t, uint16_t>;
-  static constexpr int kAtomChunks = C::kAtomBytes / 16;
 
   __device__ __forceinline__ int loader() const {
     return this->lane + (this->warp == kProducerWarp ? 0 : (this->warp - kFinisherWarp) * 32);
@@ -137,7 +136,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
   __device__ __forceinline__ static void copy(char* to, const Segments& side, int64_t row, int chunk, bool inside) {
     if (C::kSplit && side.dtype == DType::f32)
       copy_chunk<uint32_t>(to, side, row, chunk, inside);
-    else if ((C::kSplit || C::kWidens) && is_stored(side.dtype))
+    else if ((C::kSplit || C::kWidens || C::kTurned) && is_stored(side.dtype))
       copy_chunk<uint8_t>(to, side, row, chunk, inside);
     else
       copy_chunk<Bits>(to, side, row, chunk, inside);
@@ -145,7 +144,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
 
   __device__ __forceinline__ void copy_queries_by_hand(const BlockInfo& info) {
     const Segments& side = this->args.problem.queries;
-    const int buffer = this->buffer.at, chunks = this->atoms(side) * kAtomChunks;
+    const int buffer = this->buffer.at, chunks = this->atoms(side) * (C::kQueryAtomBytes / 16);
     char* to = this->query_buffer();
     if (this->warp == kProducerWarp && this->lane < C::kBlocks) this->shared.blocks[buffer][this->lane] = info;
     for (int b = 0; b < C::kBlocks; ++b) {
@@ -153,8 +152,8 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
       const uint32_t kept = __shfl_sync(~0u, info.kept, b);
       for (int i = loader(); kept && i < kBlockTokens * chunks; i += kLoaderThreads) {
         const int token = i / chunks, chunk = i % chunks, row = block_row<C>(b, token);
-        copy(to + row / 64 * 64 * C::kRowBytes + swizzled<C::kAtomBytes>(64, row % 64, chunk), side,
-             begin + token * side.token_stride, chunk, kept >> token & 1);
+        copy(to + row / 64 * 64 * C::kQueryRowBytes + swizzled<C::kQueryAtomBytes>(C::kOperandRows, row % 64, chunk),
+             side, begin + token * side.token_stride, chunk, kept >> token & 1);
       }
     }
     ptx::fence_async_proxy();
@@ -246,7 +245,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     const Segments& side = this->args.problem.documents;
     char* tile = this->tile();
     flags |= keep_columns(unit.document, first, rows);
-    const int chunks = C::kWidens && side.dtype == DType::bit ? 1 : this->atoms(side) * kAtomChunks;
+    const int chunks = C::kWidens && side.dtype == DType::bit ? 1 : this->atoms(side) * (C::kAtomBytes / 16);
     for (int i = loader(); i < C::N * chunks; i += kLoaderThreads) {
       const int row = i / chunks, chunk = i % chunks;
       copy(tile + this->kArrival + swizzled<C::kAtomBytes>(C::N, row, chunk), side,

@@ -274,6 +274,31 @@ void select_widened(const ForwardArgs& args, cudaStream_t stream) {
                                            : select_widened_form<T, Columns::given>(args, stream);
 }
 
+// Whether document tokens may be the rows of products: integers of which the affine ones are unsigned and no others,
+// under one block of query tokens. They are widened by fewer instructions, to the same bits.
+bool turned(const ForwardArgs& args) {
+  const Segments& documents = args.problem.documents;
+  return documents.dtype == (documents.minimum ? DType::u8 : DType::s8) && blocks_per_document(args) <= 1;
+}
+
+template <class T, bool kArgmax, Columns kColumns>
+void launch_turned(const ForwardArgs& args, cudaStream_t stream) {
+  args.problem.documents.dim <= 64 ? launch<Sm90Turned<64>, T, kArgmax, kColumns>(args, stream)
+                                   : launch<Sm90Turned<128>, T, kArgmax, kColumns>(args, stream);
+}
+
+template <class T, Columns kColumns>
+void select_turned_form(const ForwardArgs& args, cudaStream_t stream) {
+  args.argmax ? launch_turned<T, true, kColumns>(args, stream) : launch_turned<T, false, kColumns>(args, stream);
+}
+
+template <class T>
+void select_turned(const ForwardArgs& args, cudaStream_t stream) {
+  if (args.problem.documents.minimum) return select_turned_form<T, Columns::affine>(args, stream);
+  one_factor(args.problem.documents.scale) ? select_turned_form<T, Columns::plain>(args, stream)
+                                           : select_turned_form<T, Columns::given>(args, stream);
+}
+
 }  // namespace
 }  // namespace cuda
 }  // namespace maxsim

@@ -34,10 +34,10 @@ struct Sm90Shared {
   BlockInfo blocks[C::kQueryBuffers][C::kBlocks];
   Finished finished[kFinished];
   Unit ahead[32];
-  float token_scale[C::kStages][C::N], token_minimum[C::kSplit || C::kWidens ? C::kStages : 1][C::N];
+  float token_scale[C::kStages][C::N], token_minimum[C::kSplit || C::kWidens || C::kTurned ? C::kStages : 1][C::N];
   float row_scale[C::kQueryBuffers][C::kRows];
-  alignas(16) float maxima[kFinished][C::kRows];  // [block][token]
-  int32_t winners[kFinished][C::kRows];
+  alignas(16) float maxima[kFinished][C::kMaxima];  // [block][token]
+  int32_t winners[kFinished][C::kMaxima];
 
   // `copies`: the producer's lanes copy parts of a tile themselves. `stored`: and factors of query rows. `scalers`: who
   // else has to do with a tile before it can be multiplied.
@@ -79,7 +79,7 @@ struct Ring {
 // do.
 template <class C>
 __device__ __forceinline__ int block_row(int block, int token) {
-  if (C::kTiles == 1) return block * kBlockTokens + token;
+  if (C::kTiles == 1 || C::kTurned) return block * kBlockTokens + token;
   return (block / 4) * 128 + (token / 16) * 64 + (block % 4) * 16 + token % 16;
 }
 

@@ -118,6 +118,14 @@ def _symmetric(dtype: torch.dtype) -> Format:
     return make
 
 
+def _one_scale(dtype: torch.dtype) -> Format:
+    def make(m: ModuleType, q: Tensor, d: Tensor) -> tuple[object, object]:
+        scale = d.abs().amax() / 127
+        return q.to(dtype), m.quantised.Quantised((d / scale).round().to(torch.int8), scale)
+
+    return make
+
+
 def _integers(m: ModuleType, q: Tensor, d: Tensor) -> tuple[object, object]:
     sides = (m.int8.quantize_query_int8(x) for x in (q, d))
     return tuple(m.quantised.Quantised(*side) for side in sides)
@@ -150,6 +158,8 @@ FORMATS: dict[str, Format] = {
     "symmetric_f16": _symmetric(torch.float16),
     "symmetric_bf16": _symmetric(torch.bfloat16),
     "symmetric_f32": _symmetric(torch.float32),
+    "one_scale_f16": _one_scale(torch.float16),
+    "one_scale_bf16": _one_scale(torch.bfloat16),
     "int8x8": _integers,
     "binary_f16": _binary(torch.float16),
     "binary_bf16": _binary(torch.bfloat16),
