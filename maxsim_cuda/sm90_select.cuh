@@ -95,7 +95,7 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   const Segments& documents = args.problem.documents;
   CUtensorMap query_map{}, document_map{}, tail_map{};
   Sm90Args mapped{args};
-  mapped.tma = describe(args.problem.queries, C::kQueryBoxRows, &query_map, C::kAtomBytes) &&
+  mapped.tma = describe(args.problem.queries, C::kQueryBoxRows, &query_map, C::kQueryAtomBytes) &&
                (C::kTogether ? describe_whole(documents, C::N, &document_map)
                              : describe(documents, C::N, &document_map, C::kAtomBytes)) &&
                (kOnlyOne<C> || describe(documents, 8, &tail_map, C::kAtomBytes));
