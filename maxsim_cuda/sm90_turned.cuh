@@ -1,7 +1,7 @@
 // Stored documents under one short query of 16 bits: turned round, so that document tokens are the rows of products.
 // Those come from registers, and bytes become the queries' type on the way there: nothing is written back to shared
-// memory. So few columns keep Hopper's own products waiting for rows; those of a warp have each query token in
-// registers too, and the same sums to the bit.
+// memory. Products are a warp's, with all query tokens in registers too: Hopper's own are as fast for so few columns, and
+// have the same sums to the bit.
 #pragma once
 
 #include "ptx/mma.cuh"
