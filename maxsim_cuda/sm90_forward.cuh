@@ -55,10 +55,10 @@ struct Sm90Consumer {
   }
 
   __device__ __forceinline__ void issue(int tile, int stage, int flags) {
-    if constexpr (C::kTurned)
-      turned.multiply(stage_rows(stage), tile, warp, lane);
-    else
+    if constexpr (!C::kTurned)
       issue_rows(tile, stage, flags);
+    else if (turned.has(stage, warp))
+      turned.multiply(stage_rows(stage), warp, lane);
   }
   __device__ __forceinline__ void issue_rows(int tile, int stage, int flags) {
     const uint32_t a = queries + buffer.at * (C::kQueryBytes / 16) + tile * (64 * C::kRowBytes / 16);
@@ -166,7 +166,8 @@ struct Sm90Consumer {
     const StageInfo& info = shared.stages[stage];
     const bool full = is_full(flags);
     if constexpr (C::kTurned) {
-      turned.take(tile, warp, lane, tokens, full, info.bits, shared.token_scale[stage], shared.token_minimum[stage]);
+      if (turned.has(stage, warp))
+        turned.take(warp, lane, tokens, full, info.bits, shared.token_scale[stage], shared.token_minimum[stage]);
     } else {
       take_row_maxima(tile, flags, stage, tokens, full);
     }

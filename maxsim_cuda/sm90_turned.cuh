@@ -1,7 +1,7 @@
 // Stored documents under one short query of 16 bits: turned round, so that document tokens are the rows of products.
 // Those come from registers, and bytes become the queries' type on the way there: nothing is written back to shared
-// memory. Products are a warp's, with all query tokens in registers too: Hopper's own are as fast for so few columns, and
-// have the same sums to the bit.
+// memory. Products are a warp's, with all query tokens in registers too: Hopper's own are as fast for so few columns,
+// and have the same sums to the bit.
 #pragma once
 
 #include "ptx/mma.cuh"
@@ -14,19 +14,27 @@ namespace cuda {
 
 struct Nothing {};
 
-// What a math thread keeps. Of a tile's 64 rows it has lane / 4 of its warp's sixteen and the row eight below, and of
-// the query tokens, which are columns, 8j + 2 (lane % 4) and the next one.
+// What a math thread keeps. A warp has half of the rows of every other tile: a product waits for the one before it, and
+// two blocks of sixteen rows wait together. Of a block a thread has row lane / 4 and the row eight below, and of the
+// query tokens, which are columns, 8j + 2 (lane % 4) and the next one.
 template <class C, class T, bool kArgmax, Columns kColumns>
 struct TurnedRows {
   static constexpr int kEights = kBlockTokens / 8, kMine = kEights * 2, kSteps = C::kRowBytes / 16;
+  static constexpr int kRowBlocks = 2;
+  static_assert(C::kTiles == 1 && C::N == 2 * kRowBlocks * 16, "two warps to a tile");
+  static_assert(C::kStages % 2 == 0, "and the others to the next, all round the ring");
   static constexpr bool kAffine = kColumns == Columns::affine, kSigned = !kAffine;
 
   uint32_t queries[kSteps][kEights][2];
-  float products[C::kTiles][kEights][4];
+  float products[kRowBlocks][kEights][4];
   float best[kMine];
   int32_t winner[kMine];
   int32_t first;      // the lowest document token that was met
   float sums[kMine];  // of the features of query tokens, where document tokens have minima
+
+  // Whether this warp has rows of the tile in `stage`: others only pass by.
+  __device__ __forceinline__ static bool has(int stage, int warp) { return (stage ^ warp / 2) % 2 == 0; }
+  __device__ __forceinline__ static int first_row(int warp) { return warp % 2 * (C::N / 2); }
 
   __device__ __forceinline__ void reset() {
     first = INT32_MAX;
@@ -69,37 +77,42 @@ struct TurnedRows {
     }
   }
 
-  // A warp's sixteen rows of a tile by all query tokens.
-  __device__ __forceinline__ void multiply(const char* stage, int tile, int warp, int lane) {
-    const char* from = stage + swizzled<C::kAtomBytes>(C::N, tile * 64 + warp * 16 + lane % 16, lane / 16);
-    uint32_t raw[kSteps / 2][4];
+  // A warp's rows of a tile by all query tokens.
+  __device__ __forceinline__ void multiply(const char* stage, int warp, int lane) {
+    const char* from = stage + swizzled<C::kAtomBytes>(C::N, first_row(warp) + lane % 16, lane / 16);
 #pragma unroll
-    for (int k = 0; k < kSteps; k += 2)  // a swizzled row's chunks are an exclusive or apart
-      ptx::ldmatrix(raw[k / 2], reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(from) ^ k * 16));
+    for (int b = 0; b < kRowBlocks; ++b)
 #pragma unroll
-    for (int j = 0; j < kEights; ++j)
+      for (int j = 0; j < kEights; ++j)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) products[tile][j][i] = 0.f;
+        for (int i = 0; i < 4; ++i) products[b][j][i] = 0.f;
 #pragma unroll
     for (int k = 0; k < kSteps; k += 2) {
+      uint32_t raw[kRowBlocks][4];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        uint32_t rows[4];
+      for (int b = 0; b < kRowBlocks; ++b)  // a swizzled row's chunks are an exclusive or apart
+        ptx::ldmatrix(
+            raw[b], reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(from) ^ k * 16) + b * 16 * C::kAtomBytes);
 #pragma unroll
-        for (int i = 0; i < 4; ++i)  // rows and those eight below alternate
-          rows[i] = widen_integers<kSigned>(raw[k / 2][half * 2 + i % 2], i / 2, T());
+      for (int half = 0; half < 2; ++half)
 #pragma unroll
-        for (int j = 0; j < kEights; ++j) ptx::mma<T>(products[tile][j], rows, queries[k + half][j]);
-      }
+        for (int b = 0; b < kRowBlocks; ++b) {
+          uint32_t rows[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i)  // rows and those eight below alternate
+            rows[i] = widen_integers<kSigned>(raw[b][half * 2 + i % 2], i / 2, T());
+#pragma unroll
+          for (int j = 0; j < kEights; ++j) ptx::mma<T>(products[b][j], rows, queries[k + half][j]);
+        }
     }
   }
 
   template <class Tokens>
-  __device__ __forceinline__ void take(int tile, int warp, int lane, const Tokens& tokens, bool full,
-                                       const uint32_t* bits, const float* scales, const float* minima) {
+  __device__ __forceinline__ void take(int warp, int lane, const Tokens& tokens, bool full, const uint32_t* bits,
+                                       const float* scales, const float* minima) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int column = tile * 64 + warp * 16 + r * 8 + lane / 4;
+    for (int r = 0; r < 2 * kRowBlocks; ++r) {
+      const int column = first_row(warp) + r * 8 + lane / 4;
       const bool kept = full || bits[column / 32] >> column % 32 & 1;
       const float scale = has_factors(kColumns) ? scales[column] : 1.f;
       const float minimum = kAffine ? fmaf(scale, kUnsignedCentre, minima[column]) : 0.f;
@@ -107,7 +120,7 @@ struct TurnedRows {
       if (kArgmax) first = kept ? min(first, token) : first;
 #pragma unroll
       for (int i = 0; i < kMine; ++i) {
-        const float product = products[tile][i / 2][r * 2 + i % 2];
+        const float product = products[r / 2][i / 2][r % 2 * 2 + i % 2];
         const float value = kAffine                      ? fmaf(product, scale, sums[i] * minimum)
                             : kColumns == Columns::given ? product * scale
                                                          : product;
