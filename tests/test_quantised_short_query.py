@@ -30,7 +30,7 @@ def test_every_layout(maxsim, path, dim, name, layout):
 
 
 def queries_of_every_kind(dim: int, dtype: torch.dtype) -> Tensor:
-    """Plain ones, a feature that dwarfs the others, small ones (subnormal in float16), halves that cancel, infinities, NaN."""
+    """Plain ones, a feature that dwarfs others, small ones (subnormal in float16), halves that cancel, inf, NaN."""
     Q = torch.randn(9, 32, dim, generator=torch.Generator().manual_seed(3))
     Q[1, :, dim // 2] *= 1e4
     Q[2] *= 1e-7 if dtype is torch.float16 else 1e-30
