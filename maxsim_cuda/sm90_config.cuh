@@ -206,8 +206,7 @@ using Sm90WidenPaired =
     Sm90Config<2, 2, 104, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128, 1, 1, 4, 128, false, true>;
 
 // Stored documents under one short query of 16 bits, where every byte costs a warp instructions: two blocks an SM
-// again. Tiles of 64 rows are the least that four warps can share, and waste little on documents of a few hundred
-// tokens.
+// again. Two warps share a tile of 64 rows, which wastes little on documents of a few hundred tokens.
 template <int kAtomBytes>
 using Sm90Turned = Sm90Config<1, 1, 64, 1, 6 * 64 * kAtomBytes, 2, 2, 0, kAtomBytes, false, false, true>;
 
