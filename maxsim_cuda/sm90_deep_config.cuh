@@ -15,7 +15,7 @@ namespace cuda {
 template <int N_>
 struct Sm90DeepConfig {
   static constexpr int N = N_, kGroups = 2, kHalves = 2, kTiles = 1, kQueryBuffers = 2, kMoreWarps = 0;
-  static constexpr bool kSplit = false, kWidens = false;  // as kernels of shorter rows may
+  static constexpr bool kSplit = false, kWidens = false, kTurned = false;  // as kernels of shorter rows may
   static constexpr int kRows = kGroups * 64, kBlocks = kRows / kBlockTokens;
   static constexpr int kThreads = (kGroups + 1) * 128;
   static constexpr int kMathRegisters = 208, kOtherRegisters = 88;
