@@ -141,7 +141,8 @@ def main() -> int:
     seen = {name for names in folder.glob("*.names") for name in names.read_text().splitlines()}
     unseen = known - seen
     print(f"{len(known - unseen)} of {len(known)} kernels were launched")
-    for name, count in Counter(re.sub(r"^void |maxsim::cuda::|\(.*", "", n) for n in sorted(unseen)).items():
+    spaces = r"^void |\((anonymous namespace|maxsim::cuda::\w+)\)(::)?|maxsim::cuda::"
+    for name, count in Counter(re.sub(spaces, "", n).split("(")[0] for n in sorted(unseen)).items():
         print(f"  not launched: {name}" + (f" ({count})" if count > 1 else ""))
     for name in sorted(broken):
         print(f"\n{folder / name}:\n" + "\n".join((folder / name).read_text(errors="replace").splitlines()[-40:]))

@@ -23,6 +23,7 @@ HALVES = [torch.float16, torch.bfloat16]
 # One block of query tokens to a document, a few, and more than any tile has; a query of several blocks.
 QUERIES = [(1, 20), (3, 20), (9, 20), (2, 65)]
 DOCUMENTS = [(7, 30), (4, 120)]  # whose lengths suit narrow and wide tiles
+WHOLE = [(3, 224), (3, 256)]  # and the same, of which whole tiles are copied
 
 
 def tensors(queries: tuple, documents: tuple, dim: int, dtypes: Iterable[torch.dtype]) -> list[Tensor]:
@@ -60,8 +61,11 @@ def hopper() -> None:
     for dtype, queries, (count, tokens) in itertools.product(HALVES, QUERIES, DOCUMENTS):
         q, d = tensors(queries, (count * tokens,), 128, (dtype, dtype))
         score("sm90", (q, d, None, offsets(count, tokens), *[None] * 6), False, queries[1])
-        q, d = tensors(queries, (count, tokens + 90), 128, (dtype, dtype))
-        lengths, marks = torch.arange(count, device=DEVICE) * 70, torch.rand(d.shape[:2], device=DEVICE) < 0.9
+    for dtype, queries, (count, tokens) in itertools.product(HALVES, QUERIES, WHOLE):
+        for dim in (48, 96, 128):
+            score("sm90", (*tensors(queries, (count, tokens), dim, (dtype, dtype)), *[None] * 8), False, queries[1])
+        q, d = tensors(queries, (count, tokens), 128, (dtype, dtype))
+        lengths, marks = torch.arange(count, device=DEVICE) * 110, torch.rand(d.shape[:2], device=DEVICE) < 0.9
         for kept in ((lengths, None, None), (None, None, marks), (lengths, None, marks)):
             score("sm90", (q, d, *[None] * 3, *kept, None, None), False, queries[1])
     # So many documents that starting up no longer counts.
@@ -71,8 +75,11 @@ def hopper() -> None:
         q, d = tensors((1, 8), (count, 3), 128, (dtype, dtype))
         ops.forward(q, d, *[None] * 8, *options)
         ops.forward(q, d.flatten(0, 1), None, offsets(count, 3), *[None] * 6, *options)
-        marked = torch.zeros(1, 128, dtype=dtype, device=DEVICE).expand(count, 104, 128)
-        ops.forward(q, marked, *[None] * 3, torch.arange(count, device=DEVICE) % 100, *[None] * 4, *options)
+        for dim in (96, 128):
+            q, d = torch.randn(1, 8, dim, device=DEVICE).to(dtype), torch.zeros(104, dim, dtype=dtype, device=DEVICE)
+            ops.forward(q, d.expand(count, 104, dim), *[None] * 8, *options)
+        lengths = torch.arange(count, device=DEVICE) % 100
+        ops.forward(q, d.expand(count, 104, 128), *[None] * 3, lengths, *[None] * 4, *options)
 
 
 def others() -> None:
@@ -109,10 +116,19 @@ def quantised() -> None:
                 sides = hq.quantise(maxsim, name, ragged)
                 for layout in hq.LAYOUTS:
                     stored(layout(sides, DEVICE))
-                for (count, length), (documents, tokens) in itertools.product(QUERIES, DOCUMENTS):
-                    batch = Batch.random([length] * count, [tokens] * documents, 128, device=DEVICE)
+                for (count, length), (documents, tokens), dim in itertools.product(QUERIES, DOCUMENTS, (48, 128)):
+                    batch = Batch.random([length] * count, [tokens] * documents, dim, device=DEVICE)
                     if path != "sm_fma":
                         stored(hq.cross_lengths(hq.quantise(maxsim, name, batch), DEVICE))
+    # Both sides of eight bits, under one scale and one for each token.
+    kinds = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
+    for dtype, dim, queries, documents in itertools.product(kinds, (48, 64, 128), QUERIES, DOCUMENTS):
+        values = [x.mul(8).to(dtype) for x in tensors(queries, documents, dim, [torch.float32] * 2)]
+        for of_token in (False, True):
+            scales = [torch.ones(x.shape[:-1] if of_token else (), device=DEVICE) for x in values]
+            sides = [maxsim.quantised.Quantised(*side) for side in zip(values, scales, strict=True)]
+            maxsim.quantised.score(*sides)
+            maxsim.quantised.score_with_argmax(*sides)
 
 
 def stored(laid: hq.Laid) -> None:
@@ -160,7 +176,7 @@ def compressed() -> None:
             continue
         with maxsim.paths.force(path):
             dtypes = (*HALVES, torch.float32)
-            kinds = list(itertools.product((1, 2, 4, 8), (128, 36), dtypes, [(1, 20), (5, 32)]))
+            kinds = list(itertools.product((1, 2, 4, 8), (128, 64, 36), dtypes, [(1, 20), (5, 32)]))
             kinds += itertools.product((4,), (128,), dtypes, [(2, 70), (9, 16)])
             for nbits, dim, dtype, queries in kinds if path != "sm_fma" else kinds[:2]:
                 index = Index.random(nbits, dim, dtype, DEVICE, queries=queries)
@@ -168,7 +184,7 @@ def compressed() -> None:
                     getattr(maxsim.plaid, f"maxsim_residual{mode}")(index.queries, *index.padded)
                     getattr(maxsim.plaid, f"maxsim_residual_varlen{mode}")(index.queries, *index.packed)
                 codes, *others = index.packed
-                for integers in (torch.int16, torch.int64):
+                for integers in (torch.int16, torch.int32, torch.int64):
                     maxsim.plaid.maxsim_residual_varlen(index.queries, codes.to(integers), *others)
                 prepared = maxsim.plaid.prepare_index(*index.packed)
                 for some in (index.queries, index.queries[:1]):
@@ -179,6 +195,8 @@ def compressed() -> None:
             for width in (1, 7, 32, 50):
                 table = torch.randn(40, width, device=DEVICE)
                 maxsim.plaid.plaid_approx_score(table, index.codes.int(), index.lengths)
+                long = torch.randint(40, (5, 150), device=DEVICE)
+                maxsim.plaid.plaid_approx_score(table, long.int(), torch.full((5,), 150, device=DEVICE))
 
 
 def hidden() -> None:
