@@ -250,6 +250,7 @@ struct MmaRowsWarp {
       }
       queries.any_token |= (now & StageInfo::kAnyToken) != 0;
       if (now & StageInfo::kLast) queries.finish(args, shared.blocks[warp], info.target, !(now & StageInfo::kInvalid));
+      __syncwarp();  // what a tile says has been read
       free = stage;
       parity ^= next == 0;
       stage = next;

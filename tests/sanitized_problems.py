@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import helpers
 import helpers_quantised as hq
@@ -116,7 +117,8 @@ def quantised() -> None:
                 sides = hq.quantise(maxsim, name, ragged)
                 for layout in hq.LAYOUTS:
                     stored(layout(sides, DEVICE))
-                for (count, length), (documents, tokens), dim in itertools.product(QUERIES, DOCUMENTS, (48, 128)):
+                shapes = itertools.product([*QUERIES, (1, 40)], DOCUMENTS, (48, 128))
+                for (count, length), (documents, tokens), dim in shapes:
                     batch = Batch.random([length] * count, [tokens] * documents, dim, device=DEVICE)
                     if path != "sm_fma":
                         stored(hq.cross_lengths(hq.quantise(maxsim, name, batch), DEVICE))
@@ -189,6 +191,8 @@ def compressed() -> None:
                 prepared = maxsim.plaid.prepare_index(*index.packed)
                 for some in (index.queries, index.queries[:1]):
                     prepared.score(some)
+                for integers in (torch.int32, torch.int64):
+                    replace(prepared, codes=prepared.codes.to(integers)).score(index.queries[:1])
             index.codes[0, 0], index.codes[1, 0] = -5, 2**40
             maxsim.plaid.maxsim_residual(index.queries, *index.padded)
             learnt(lambda q, index=index: maxsim.plaid.maxsim_residual(q, *index.padded), index.queries)
@@ -220,6 +224,9 @@ def searching() -> None:
     for nbits, width in ((2, 32), (4, 7)):
         index = Index.random(nbits, 128, torch.float16, DEVICE, (2, width), tuple(range(60)))
         maxsim.plaid.prepare_index(*index.packed).search(index.queries, 5, n_full_scores=80, n_ivf_probe=3)
+    # Similarities that torch computed, and more candidates than a block ranks.
+    index = Index.random(2, 64, torch.float16, DEVICE, (2, 32), (1,) * 9000)
+    maxsim.plaid.prepare_index(*index.packed).search(index.queries, 5, n_full_scores=18_000, n_ivf_probe=3)
     for k in (100, 2048):  # so many scores that what slices keep is sliced again
         ranking = sys.modules[f"{maxsim.__name__}.ranking"]
         best = ranking.Ranking(k)
