@@ -226,7 +226,7 @@ def searching() -> None:
         maxsim.plaid.prepare_index(*index.packed).search(index.queries, 5, n_full_scores=80, n_ivf_probe=3)
     # Similarities that torch computed, and more candidates than a block ranks.
     index = Index.random(2, 64, torch.float16, DEVICE, (2, 32), (1,) * 9000)
-    maxsim.plaid.prepare_index(*index.packed).search(index.queries, 5, n_full_scores=18_000, n_ivf_probe=3)
+    maxsim.plaid.prepare_index(*index.packed).search(index.queries, 5, n_full_scores=8000, n_ivf_probe=3)
     for k in (100, 2048):  # so many scores that what slices keep is sliced again
         ranking = sys.modules[f"{maxsim.__name__}.ranking"]
         best = ranking.Ranking(k)
