@@ -15,28 +15,11 @@ struct Sm90DenseProducer : Sm90Feed<C, T, kColumns> {
 
   __device__ __forceinline__ void run() {
     const Sm90Args& args = this->args;
-    const bool cross = args.problem.pairing == Pairing::cross;
-    // Cross: units are documents within groups. Slab: documents of a query, of which there is one to a group.
-    const uint32_t inner = cross ? static_cast<uint32_t>(args.count) : args.problem.documents.inner;
-    const uint32_t units = args.dense_units, pieces = kOnlyDense<C> ? 1 : args.pieces;
-    const uint32_t blocks = gridDim.x / pieces, block = blockIdx.x / pieces;
-    const bool deal = cross && units == inner;
-    const uint32_t share = args.dense_share, extra = units - share * blocks;
-    uint32_t unit = deal ? block : block * share + min(block, extra);
-    const uint32_t to = deal ? units : unit + share + (block < extra), step = deal ? blocks : 1;
-    uint32_t group = deal ? 0 : unit / inner, document = unit - group * inner;
+    const uint32_t pieces = kOnlyDense<C> ? 1 : args.pieces;
     const int length = static_cast<int>(args.problem.documents.extent);
-    const int parts = cross ? 1 : (args.chunks + C::kBlocks - 1) / C::kBlocks;
-    bool new_group = true;
-    for (; unit < to; unit += step) {
-      const bool ends = unit + step >= to || (!deal && document + 1 == inner);
-      for (int part = 0; part < parts; ++part) {
-        stream(cross, group, part, document, unit, length, new_group || parts > 1, ends || parts > 1);
-      }
-      new_group = ends;
-      document += step;
-      if (!deal && document == inner) document = 0, ++group;
-    }
+    walk_padded<C>(args, args.dense_units, args.dense_share, blockIdx.x / pieces, gridDim.x / pieces,
+                   [&](bool cross, uint32_t group, int part, uint32_t document, uint32_t unit, bool new_queries,
+                       bool release) { stream(cross, group, part, document, unit, length, new_queries, release); });
     if constexpr (kFactors) {
       this->acquire();
       this->copies_arrive();

@@ -10,6 +10,31 @@
 namespace maxsim {
 namespace cuda {
 
+// The padded documents that a thread block meets, of `units` of which each block has `share`, the first ones one more:
+// call(cross, group, part, document, unit, new_queries, release) for each part of a query. Cross: units are documents
+// within groups. Slab: documents of a query, of which there is one to a group.
+template <class C, class Call>
+__device__ __forceinline__ void walk_padded(const Sm90Args& args, uint32_t units, uint32_t share, uint32_t block,
+                                            uint32_t blocks, const Call& call) {
+  const bool cross = args.problem.pairing == Pairing::cross;
+  const uint32_t inner = cross ? static_cast<uint32_t>(args.count) : args.problem.documents.inner;
+  const bool deal = cross && units == inner;
+  const uint32_t extra = units - share * blocks;
+  uint32_t unit = deal ? block : block * share + min(block, extra);
+  const uint32_t to = deal ? units : unit + share + (block < extra), step = deal ? blocks : 1;
+  uint32_t group = deal ? 0 : unit / inner, document = unit - group * inner;
+  const int parts = cross ? 1 : (args.chunks + C::kBlocks - 1) / C::kBlocks;
+  bool new_group = true;
+  for (; unit < to; unit += step) {
+    const bool ends = unit + step >= to || (!deal && document + 1 == inner);
+    for (int part = 0; part < parts; ++part)
+      call(cross, group, part, document, unit, new_group || parts > 1, ends || parts > 1);
+    new_group = ends;
+    document += step;
+    if (!deal && document == inner) document = 0, ++group;
+  }
+}
+
 struct Sm90Maps {
   const CUtensorMap& queries;    // boxes of kQueryBoxRows
   const CUtensorMap& documents;  // boxes of N rows

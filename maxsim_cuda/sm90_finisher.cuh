@@ -18,6 +18,10 @@ struct Sm90Finisher {
   static constexpr bool kFactored =
       kStored<T> || C::kWidens || C::kTurned;  // factors come from the caller, if there are any
 
+  // Whether documents are in one piece, known when this is compiled. Those of Sm90Packed are too: without the code for
+  // pieces, which never runs there, the assembler finds no registers for products in flight and serialises them.
+  static constexpr bool kWhole = kOnlyDense<C> || kOnlyMarked<C>;
+
   const ForwardArgs& args;
   Sm90Shared<C>& shared;
   int lane;
@@ -25,7 +29,7 @@ struct Sm90Finisher {
   double part, total;  // of a pair whose query has several blocks: a lane's block, and those already added
 
   __device__ __forceinline__ void run() {
-    if (kOnlyOne<C> || args.pieces == 1) return finish();
+    if (kWhole || args.pieces == 1) return finish();
     ptx::cluster_wait();  // everyone's barriers are there
     if (blockIdx.x % args.pieces)
       pass_on();
@@ -98,7 +102,7 @@ struct Sm90Finisher {
       const bool valid = !(done.flags & StageInfo::kInvalid);
       bool any_token = done.flags & StageInfo::kAnyToken;
       if constexpr (C::kTurned) merge_warps(ring.at);
-      if (!kOnlyOne<C> && args.pieces > 1 && merge_pieces(ring)) any_token = true;
+      if (!kWhole && args.pieces > 1 && merge_pieces(ring)) any_token = true;
       if (kArgmax) write_all_winners(done, ring.at, valid && any_token);
       const int block = min(lane / kLanes, C::kBlocks - 1);
       const BlockInfo owner = shared.blocks[done.buffer][block];

@@ -10,31 +10,15 @@ namespace cuda {
 // A page is the marks of so many tokens, 32 for each lane.
 constexpr int kPageTokens = 1024;
 
-// The documents that a thread block meets, for each part of its queries: call(target, group, part, new_queries,
-// release). Two warps walk side by side.
+// The documents that a thread block meets, as walk_padded says; their numbers are looked up. Two warps walk side by
+// side.
 template <class C, class Call>
 __device__ __forceinline__ void walk_marked(const Sm90Args& args, const Call& call) {
   if (args.follows_table) ptx::wait_for_prior_kernel();
-  const bool cross = args.problem.pairing == Pairing::cross;
-  // Cross: units are documents within groups. Slab: documents of a query, of which there is one to a group.
-  const uint32_t inner = cross ? static_cast<uint32_t>(args.count) : args.problem.documents.inner;
-  const uint32_t groups = cross ? static_cast<uint32_t>(quotient(block_count(args) + C::kBlocks - 1, C::kBlocks)) : 1;
-  const uint32_t units = cross ? groups * inner : args.dense_units, blocks = gridDim.x;
-  const bool deal = cross && groups == 1;
-  const uint32_t share = units / blocks, extra = units - share * blocks;
-  uint32_t unit = deal ? blockIdx.x : blockIdx.x * share + min(blockIdx.x, extra);
-  const uint32_t to = deal ? units : unit + share + (blockIdx.x < extra), step = deal ? blocks : 1;
-  uint32_t group = deal ? 0 : unit / inner, document = unit - group * inner;
-  const int parts = cross ? 1 : (args.chunks + C::kBlocks - 1) / C::kBlocks;
-  bool new_group = true;
-  for (; unit < to; unit += step) {
-    const bool ends = unit + step >= to || (!deal && document + 1 == inner);
-    for (int part = 0; part < parts; ++part)
-      call(args.first + (cross ? document : unit), group, part, new_group || parts > 1, ends || parts > 1);
-    new_group = ends;
-    document += step;
-    if (!deal && document == inner) document = 0, ++group;
-  }
+  uint32_t units = args.dense_units;
+  if (args.problem.pairing == Pairing::cross)
+    units = static_cast<uint32_t>(quotient(block_count(args) + C::kBlocks - 1, C::kBlocks) * args.count);
+  walk_padded<C>(args, units, units / gridDim.x, blockIdx.x, gridDim.x, call);
 }
 
 // A warp of its own looks marks up, ahead of the producer: one after the other they would take longer than products.
@@ -46,8 +30,8 @@ struct Sm90Marker {
 
   __device__ __forceinline__ void run() const {
     Ring<Sm90Shared<C>::kPages> ring{0, 1};
-    walk_marked<C>(args, [&](int64_t target, uint32_t, int, bool, bool) {
-      const Span document = span_of(args.problem.documents, target);
+    walk_marked<C>(args, [&](bool cross, uint32_t, int, uint32_t number, uint32_t unit, bool, bool) {
+      const Span document = span_of(args.problem.documents, args.first + (cross ? number : unit));
       for (int page = 0; page < document.length; page += kPageTokens) {
         const uint32_t word = marks(document, page);
         ptx::mbarrier_wait(&shared.pages_empty[ring.at], ring.phase);
@@ -93,9 +77,9 @@ struct Sm90MarkedProducer : Sm90Feed<C, T, kColumns> {
   Ring<Sm90Shared<C>::kPages> pages;
 
   __device__ __forceinline__ void run() {
-    const bool cross = this->args.problem.pairing == Pairing::cross;
-    walk_marked<C>(this->args, [&](int64_t target, uint32_t group, int part, bool new_queries, bool release) {
-      stream(cross, group, part, target, new_queries, release);
+    walk_marked<C>(this->args, [&](bool cross, uint32_t group, int part, uint32_t document, uint32_t unit,
+                                   bool new_queries, bool release) {
+      stream(cross, group, part, this->args.first + (cross ? document : unit), new_queries, release);
     });
     this->end();
   }
