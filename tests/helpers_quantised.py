@@ -120,7 +120,7 @@ def _symmetric(dtype: torch.dtype) -> Format:
 
 def _one_scale(dtype: torch.dtype) -> Format:
     def make(m: ModuleType, q: Tensor, d: Tensor) -> tuple[object, object]:
-        scale = d.abs().amax() / 127
+        scale = (d.abs().amax() if d.numel() else d.new_ones(())) / 127
         return q.to(dtype), m.quantised.Quantised((d / scale).round().to(torch.int8), scale)
 
     return make
