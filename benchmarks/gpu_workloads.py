@@ -62,7 +62,7 @@ def _form(base: Workload, name: str, **changes: object) -> Workload:
 
 
 def _forms(base: Workload) -> list[Workload]:
-    dims = [_form(base, f"d{dim}", dim=dim) for dim in (256, 320, 768, 1024, 2048)]
+    dims = [_form(base, f"d{dim}", dim=dim) for dim in (100, 127, 256, 320, 768, 1024, 2048)]
     return [
         _form(base, "plain"),
         _form(base, "fp16", dtype=FP16),
