@@ -289,7 +289,8 @@ def test_sanitized_builds_report_what_they_are_for(toy: Path) -> None:
         for name in ("libasan.so", "libstdc++.so")
     )
     preload = {"LD_PRELOAD": f"{asan} {stdcxx}", "ASAN_OPTIONS": "detect_leaks=0"}
-    done = run_toy(toy / "sanitized", "print('loaded'); toy.increment(torch.zeros(1024))", **preload)
+    # An abort loses what is still in a buffer.
+    done = run_toy(toy / "sanitized", "print('loaded', flush=True); toy.increment(torch.zeros(1024))", **preload)
     assert "loaded" in done.stdout and done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr and "toy_cpu/increment.cpp:8" in done.stderr
 
