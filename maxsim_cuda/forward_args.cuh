@@ -62,6 +62,7 @@ struct alignas(16) StageInfo {
   int64_t target;  // cross: the document; else the pair
   uint32_t bits[5];
   int32_t last_eight;  // where the last eight tokens of the tile begin, counted from its first
+  int32_t skipped;     // bytes that were copied before the tile's, to begin at a multiple of 16
 };
 
 // A block of query rows.

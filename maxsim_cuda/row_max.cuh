@@ -285,6 +285,7 @@ __device__ __forceinline__ void take_products(const A (&c)[kCount], RowState<kAr
     if (full ? take_whole() : take_maxima(c, row, tokens, column0, KeptColumns{bits, column0}, scale)) return;
   } else {
     if (full && take_maxima(c, row, tokens, column0, EveryColumn{}, scale)) return;
+    column0 = __shfl_xor_sync(~0u, column0, 0);  // scaled anew: what was scaled above would wait in registers
   }
 #pragma unroll
   for (int j = 0; j < kCount / 4; ++j) {

@@ -39,6 +39,10 @@ MAXSIM_INLINE constexpr bool has_factors(Columns columns) {
 // Rows of so many bytes and fewer are cheaper to spread than to have copied one by one.
 constexpr int kSpreadBytes = 48;
 
+// Bytes of a tile of signs as it lies in memory, which begins and ends within 16.
+template <int N, int kAtoms>
+constexpr int kSignBytes = N * kAtoms * 8 + 32;
+
 // What a block may take of the 227 KB, less the barriers and descriptions that Sm90Shared holds.
 constexpr int kSharedLimit = 215 * 1024;
 
@@ -68,18 +72,21 @@ struct Sm90Config {
   static constexpr int kQueryBoxRows =
       kTiles == 1 || kTurned ? 32 : 16;  // rows of a block that lie together in an operand
   // Registers a thread, moved from the other warps to the math warpgroups where those need more than an even share.
+  static constexpr bool kTight = kGroups == 2 && kPerSm == 2;
   static constexpr int kMathRegisters = kGroups == 4            ? 104
+                                        : kTight                ? 96
                                         : kTurned               ? 152
                                         : kGroups * kTiles == 4 ? (kWidens_ ? 184 : 200)
                                                                 : 0;
-  static constexpr int kOtherRegisters = kGroups == 4 ? 64 : kWidens_ ? 72 : 104;
+  static constexpr int kOtherRegisters = kGroups == 4 ? 64 : kTight ? 48 : kWidens_ ? 72 : 104;
   static constexpr int kTileBytes = N * kRowBytes;
   static constexpr int kQueryBytes = kRows * kQueryRowBytes;
   static constexpr bool kSpreads = kSpreads_, kWidens = kWidens_;
   static constexpr bool kTogether = false;           // as Sm90Dense says
   static constexpr int kAtomStep = N * kAtomBytes;   // from one atom of a tile's rows to the next
   static constexpr int kGroupStep = 8 * kAtomBytes;  // and from eight rows to the next eight
-  static constexpr int kStagedBytes = kSpreads ? N * kSpreadBytes : 0;
+  static constexpr int kStagedBytes = kSpreads ? N * kSpreadBytes : kWidens ? kSignBytes<N, kAtoms> : 0;
+  static_assert(kStagedBytes % 16 == 0, "where a linear copy may begin");
   static constexpr int kStages = std::min(kStageBytes / (kTileBytes + kStagedBytes), 6);  // more change nothing
   static constexpr int kSharedBytes =
       1024 + kQueryBuffers * kQueryBytes + kStages * (kTileBytes + kStagedBytes);  // 1024 to align
@@ -161,13 +168,15 @@ using Sm90LeanScaled = Sm90Config<1, 1, kThrifty<T>, 1, 4 * kThrifty<T> * 128, 2
 // as many rows want to come in the time, so no row of a tile should be idle.
 template <class T>
 using Sm90Narrow = Sm90Config<1, 1, kThrifty<T>, 1, 6 * kThrifty<T> * 64, 2, 2, 0, 64>;
-// Where they follow one another in memory and are shorter still, they come as one piece and are spread. Without factors
-// of tokens: beside spreading nobody has the time to fetch those.
+// Where they follow one another in memory and are shorter still, they come as one piece and are spread.
 using Sm90Spread = Sm90Config<1, 1, 128, 1, 6 * 128 * (64 + kSpreadBytes), 2, 2, 0, 64, true>;
 // Up to 128 query tokens for each document token read: memory-bound still, one block an SM with a warpgroup for
 // each 64. N follows the document's length (least waste).
 template <int kAtoms, int N>
 using Sm90Middle = Sm90Config<2, 1, N, kAtoms, kSharedLimit - 1024 - 128 * kAtoms * 128>;
+// The same for stored rows, which are half as long: one block's handshakes would take longer than its bytes, so there
+// are two, of as many columns as their registers hold.
+using Sm90MiddleStored = Sm90Config<2, 1, 96, 1, 6 * 96 * 128, 2>;
 // 256 query rows for each document tile: at 128 the tiles would come from L2 faster than it gives them. Four
 // warpgroups take turns at the tensor cores; 104 columns are what their 104 registers a thread hold, and 10 % faster
 // than 96 or 112. Integer products have no width of 104.
@@ -195,7 +204,8 @@ using Sm90SplitWide = Sm90Config<2, 1, 64, kAtoms, 128 * 1024, 1, 1, 8>;
 // are kept that is still better than 80 registers a thread.
 template <int kAtoms, int kPerSm = 2>
 using Sm90WidenLean =
-    Sm90Config<1, 1, 64, kAtoms, (16 - 4 * kAtoms) / kPerSm * 64 * 128 * kAtoms, kPerSm, 2, 4, 128, false, true>;
+    Sm90Config<1, 1, 64, kAtoms, (16 - 4 * kAtoms) / kPerSm * (64 * 128 * kAtoms + kSignBytes<64, kAtoms>), kPerSm, 2,
+               4, 128, false, true>;
 // 112 columns, winners and minima do not fit in its registers.
 template <int kAtoms>
 using Sm90WidenMiddle =
@@ -214,6 +224,7 @@ struct Sm90Args : ForwardArgs {
   bool tma;              // both sides can be described by a tensor map
   bool pass_through;     // documents should not push other data out of L2
   bool masked;           // and documents have a mask
+  int64_t sign_bytes;    // from the first to the last of documents of signs whose tiles are pieces of memory; else 0
   bool dense;            // as `tma`, and both are padded with every token kept, in a cross product or slabs
   uint32_t dense_units;  // documents times the query groups that they meet one after the other
   uint32_t dense_share;  // of each thread block or cluster, which the first ones have one more than

@@ -139,14 +139,16 @@ struct Sm90Feed {
     const Segments& side = args.problem.documents;
     const int present = atoms(side);
     const int boxes = rows >= 8 ? C::N / 8 : rows > 0, last_eight = max(rows - 8, 0);
-    const int bytes = C::kSpreads ? rows * static_cast<int>(side.dim) : boxes * 8 * present * C::kAtomBytes;
+    const bool signs = C::kWidens && args.sign_bytes;
+    int64_t from = outer * side.segment_stride.outer + inner * side.segment_stride.inner + row * side.token_stride;
+    const int bytes = signs         ? begin_signs(from, rows)
+                      : C::kSpreads ? rows * static_cast<int>(side.dim)
+                                    : boxes * 8 * present * C::kAtomBytes;
     publish(flags, first, last_eight, target, bytes);
-    if (C::kSpreads) {
+    if (C::kSpreads || signs) {
       if (lane == 0 && bytes)
-        ptx::bulk_load(staged + ring.at * C::kStagedBytes,
-                       static_cast<const char*>(side.data) + outer * side.segment_stride.outer +
-                           inner * side.segment_stride.inner + row * side.dim,
-                       bytes, &shared.full[ring.at]);
+        ptx::bulk_load(staged + ring.at * C::kStagedBytes, static_cast<const char*>(side.data) + from, bytes,
+                       &shared.full[ring.at]);
     } else if (C::kTogether) {
       if (lane == 0) load_whole(row, static_cast<int>(target));
     } else if (rows == C::N) {
@@ -169,6 +171,24 @@ struct Sm90Feed {
       copies_arrive();
     }
     __syncwarp();
+  }
+
+  // Moves `from`, where a tile's rows of signs begin, back to a multiple of 16, and returns how many bytes a linear
+  // copy brings from there. It could read what is not the documents' behind their last multiple of 16: those few bytes
+  // the first lane copies.
+  __device__ __forceinline__ int begin_signs(int64_t& from, int rows) {
+    const Segments& side = args.problem.documents;
+    const int64_t end = min(from + rows * side.token_stride, args.sign_bytes);
+    const int skipped = static_cast<int>(from % 16);
+    from -= skipped;
+    if (rows == 0) return 0;
+    const int64_t copied = min((end + 15) / 16, args.sign_bytes / 16) * 16;
+    if (lane == 0) {
+      shared.stages[ring.at].skipped = skipped;
+      char* to = staged + ring.at * C::kStagedBytes;
+      for (int64_t at = max(copied, from); at < end; ++at) to[at - from] = static_cast<const char*>(side.data)[at];
+    }
+    return static_cast<int>(max(copied - from, int64_t{0}));
   }
 
   // No more tiles.

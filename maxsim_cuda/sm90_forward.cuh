@@ -31,6 +31,7 @@ struct Sm90Consumer {
   uint32_t queries, tiles;  // wgmma operands: this warpgroup's rows of the first buffer, and the first stage
   const char* query_rows;   // and the former's address
   int group, warp, lane;
+  uint32_t place;  // shared address of `shared`, which the compiler cannot put together anew at every use
   std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float> products[C::kTiles][C::N / 2];
   uint32_t held[C::kTiles][C::kRowBytes / 32][4];  // query rows, of eight-bit types
   RowState<kArgmax> rows[C::kTiles];
@@ -44,6 +45,9 @@ struct Sm90Consumer {
   // Products of one width or another cannot be in flight where the two meet: the compiler would serialise them. Nor can
   // those of a warp, which are there at once.
   static constexpr bool kIssuesAhead = kNarrowColumns<C> == 0 && !C::kTurned;
+
+  // Whether the first lane of a warp is the only one that reads anything of a stage, and so lets go of it for all.
+  static constexpr bool kOneArrives = kOnlyDense<C> && kColumns == Columns::plain;
 
   // The first products of a row, which are all that a narrow tile has.
   template <int kColumnCount>
@@ -161,10 +165,8 @@ struct Sm90Consumer {
     return {first_lanes(info.first_token), kOnlyDense<C> ? C::N - 8 : first_lanes(info.last_eight)};
   }
 
-  __device__ __forceinline__ void take_maxima(int tile, int flags, int stage, const TileTokens& tokens) {
-    if (__shfl_sync(~0u, idle, 0)) return;
+  __device__ __forceinline__ void take_maxima(int tile, int flags, int stage, const TileTokens& tokens, bool full) {
     const StageInfo& info = shared.stages[stage];
-    const bool full = is_full(flags);
     if constexpr (C::kTurned) {
       if (turned.has(stage, warp))
         turned.take(warp, lane, tokens, full, info.bits, shared.token_scale[stage], shared.token_minimum[stage]);
@@ -220,10 +222,15 @@ struct Sm90Consumer {
     finished.advance();
   }
 
+  // Packed documents under many queries have no register for it.
+  __device__ __forceinline__ uint32_t base() const {
+    return kOnlyPacked<C> && kNarrowColumns<C> > 0 ? ptx::shared_address(&shared) : place;
+  }
+
   __device__ __forceinline__ void wait_stage(const Ring<C::kStages>& ring) {
-    ptx::mbarrier_wait(&shared.full[ring.at], ring.phase);
+    ptx::mbarrier_wait_at(base() + offsetof(Sm90Shared<C>, full) + ring.at * 8, ring.phase);
     if (C::kSplit || ((C::kSpreads || C::kWidens || kColumns != Columns::plain) && args.tma))
-      ptx::mbarrier_wait(&shared.scaled[ring.at], ring.phase);
+      ptx::mbarrier_wait_at(base() + offsetof(Sm90Shared<C>, scaled) + ring.at * 8, ring.phase);
   }
 
   // The same in every lane: what makes control flow around wgmma uniform for the compiler too.
@@ -234,8 +241,24 @@ struct Sm90Consumer {
     int64_t target = kFirstReads<C> ? 0 : shared.stages[stage].target;
     __syncwarp();
     if (kFirstReads<C> && lane == 0) target = shared.stages[stage].target;
-    if (!kOnlyDense<C> || lane == 0) ptx::mbarrier_arrive(&shared.empty[stage]);
+    if (!kOneArrives || lane == 0) ptx::mbarrier_arrive_at(base() + offsetof(Sm90Shared<C>, empty) + stage * 8);
     return target;
+  }
+
+  __device__ __forceinline__ void take_queries() {
+    ptx::mbarrier_wait(&shared.queries_full[buffer.at], buffer.phase);
+    const int block = C::kTurned ? 0 : C::kTiles == 1 ? group * 2 + warp / 2 : group * 4 + warp;
+    idle = shared.blocks[buffer.at][block].kept == 0;
+    if constexpr (kStored<T>) hold_queries();
+    if constexpr (C::kTurned)
+      turned.take_queries(ptx::shared_address(query_rows) + buffer.at * C::kQueryBytes, shared.row_scale[buffer.at],
+                          warp, lane);
+    else if constexpr (kColumns == Columns::affine)
+      sum_rows();
+  }
+  __device__ __forceinline__ void finish_tile(int64_t target, int flags) {
+    any_token |= (flags & StageInfo::kAnyToken) != 0;
+    if (flags & StageInfo::kLast) hand_over(target, flags & (StageInfo::kInvalid | StageInfo::kRelease));
   }
 
   __device__ __forceinline__ void run() {
@@ -244,71 +267,63 @@ struct Sm90Consumer {
 #pragma unroll
     for (int tile = 0; tile < C::kTiles; ++tile) rows[tile].reset();
     if constexpr (C::kTurned) turned.reset();
-    bool primed = false;
-    int flags = 0;
     while (true) {
-      if (!primed) {
-        wait_stage(ring);
-        flags = flags_of(ring.at);
-        if (flags & StageInfo::kEnd) break;
-        if (flags & StageInfo::kNewQueries) {
-          ptx::mbarrier_wait(&shared.queries_full[buffer.at], buffer.phase);
-          const int block = C::kTurned ? 0 : C::kTiles == 1 ? group * 2 + warp / 2 : group * 4 + warp;
-          idle = shared.blocks[buffer.at][block].kept == 0;
-          if constexpr (kStored<T>) hold_queries();
-          if constexpr (C::kTurned)
-            turned.take_queries(ptx::shared_address(query_rows) + buffer.at * C::kQueryBytes,
-                                shared.row_scale[buffer.at], warp, lane);
-          else if constexpr (kColumns == Columns::affine)
-            sum_rows();
-        }
+      wait_stage(ring);
+      int flags = flags_of(ring.at);
+      if (flags & StageInfo::kEnd) break;
+      if (flags & StageInfo::kNewQueries) take_queries();
 #pragma unroll
-        for (int tile = 0; tile < C::kTiles; ++tile) issue(tile, ring.at, flags);
-      }
-      Ring<C::kStages> next = ring;
-      next.advance();
-      int ahead = 0;
+      for (int tile = 0; tile < C::kTiles; ++tile) issue(tile, ring.at, flags);
       bool follows = false;
       int64_t target = 0;
-      // Each row tile's next product is in flight while the other tile's max is taken. `follows` is shuffled where it
-      // is used: carried through the loop, the compiler takes it for divergent and serialises every product.
+      while (true) {
+        Ring<C::kStages> next = ring;
+        next.advance();
+        int ahead = 0;
+        // Each row tile's next product is in flight while the other tile's max is taken. `follows` is shuffled where it
+        // is used: carried through the loop, the compiler takes it for divergent and serialises every product.
 #pragma unroll
-      for (int tile = 0; tile < C::kTiles; ++tile) {
-        if constexpr (kIssuesAhead) {
-          ptx::wgmma_wait<C::kTiles - 1>();
-          ptx::wgmma_settled(products[tile]);
-        }
-        // A tile's place is free as soon as the products are there, or where maxima need more of it, after those; in
-        // any case before the wait for the next one.
-        const bool met = tile == C::kTiles - 1;
-        const bool early = kColumns == Columns::plain && is_full(flags);
-        const TileTokens tokens = tokens_of(ring.at);
-        if (met && early) target = leave(ring.at);
-        take_maxima(tile, flags, ring.at, tokens);
-        if (met && !early) target = leave(ring.at);
-        if (tile == 0) {
-          follows = !(__shfl_sync(~0u, flags, 0) & StageInfo::kRelease);
-          if (kIssuesAhead && follows) {
-            wait_stage(next);
-            ahead = flags_of(next.at);
+        for (int tile = 0; tile < C::kTiles; ++tile) {
+          const bool skips = __shfl_sync(~0u, idle, 0), full = is_full(flags);
+          if constexpr (kIssuesAhead) {
+            ptx::wgmma_wait<C::kTiles - 1>();
+            ptx::wgmma_settled(products[tile]);
+          }
+          // A tile's place is free as soon as the products are there, or where maxima need more of it, after those; in
+          // any case before the wait for the next one.
+          const bool met = tile == C::kTiles - 1;
+          const bool early = kColumns == Columns::plain && full;
+          const TileTokens tokens = tokens_of(ring.at);
+          if (met && early) target = leave(ring.at);
+          if (!skips) take_maxima(tile, flags, ring.at, tokens, full);
+          if (met && !early) target = leave(ring.at);
+          if (tile == 0) {
+            follows = !(__shfl_sync(~0u, flags, 0) & StageInfo::kRelease);
+            if (kIssuesAhead && follows) {
+              wait_stage(next);
+              if (kNarrowColumns<C> > 0) ahead = flags_of(next.at);
+            }
+          }
+          if (kIssuesAhead && !met) {
+            if (follows)
+              issue(tile, next.at, ahead);
+            else
+              ptx::wgmma_commit();
           }
         }
-        if constexpr (kIssuesAhead) {
-          if (follows)
-            issue(tile, next.at, ahead);
-          else
-            ptx::wgmma_commit();
-        }
+        ring = next;
+        if (!kIssuesAhead || !follows) break;
+        // What comes in between does not wait for this product, as long as no path joins that has none in flight.
+        issue(C::kTiles - 1, ring.at, ahead);
+        if (kNarrowColumns<C> == 0) ahead = flags_of(ring.at);
+        finish_tile(target, flags);
+        flags = ahead;
       }
-      any_token |= (flags & StageInfo::kAnyToken) != 0;
-      if (flags & StageInfo::kLast) hand_over(target, flags & (StageInfo::kInvalid | StageInfo::kRelease));
+      finish_tile(target, flags);
       if (!follows) {
         ptx::mbarrier_arrive(&shared.queries_empty[buffer.at]);
         buffer.advance();
       }
-      primed = kIssuesAhead && follows;
-      flags = ahead;
-      ring = next;
     }
     ptx::mbarrier_wait(&shared.finished_empty[finished.at], finished.phase);
     close(0, StageInfo::kEnd);
@@ -354,19 +369,20 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
   const int lane = __shfl_xor_sync(~0u, threadIdx.x % 32, 0);
   const bool tma = kOnlyOne<C> || args.tma;
   if (threadIdx.x == C::kGroups * 128 && tma) {
-    ptx::tma_prefetch(&document_map);
+    if (!C::kWidens || !args.sign_bytes) ptx::tma_prefetch(&document_map);
     ptx::tma_prefetch(&query_map);
   }
-  static_assert(!C::kSpreads || kColumns == Columns::plain, "the producer has no time for factors beside");
   // Who arrives on `scaled`: each lane for its copies or for the factors that it wrote, or a warp when it is done.
   constexpr int kScalers = C::kSplit                    ? Sm90Splitter<C>::kArrivals
                            : kColumns == Columns::norms ? kScaleThreads
                            : !has_factors(kColumns)     ? (C::kWidens ? C::kMoreWarps : kLoaderWarps)
-                                                        : 32 + C::kMoreWarps;
+                                                        : 32 + C::kMoreWarps + C::kSpreads;
+  constexpr int kFactorWarps = Sm90Feed<C, T, kColumns>::kFactorWarp ? 1 : 0;
   // The producer starts on the barriers that it made; the others wait until they are there.
   constexpr int kProducerThread = C::kGroups * 128 + kProducerWarp * 32;
   if (threadIdx.x == kProducerThread)
-    shared.init(tma, kStored<T>, C::kSplit && is_stored(args.problem.documents.dtype), kScalers, args.pieces);
+    shared.init(tma, kStored<T>, C::kSplit && is_stored(args.problem.documents.dtype), kScalers,
+                C::kGroups * (Sm90Consumer<C, T, kArgmax, kColumns>::kOneArrives ? 4 : 128), args.pieces);
   __syncwarp();
   if (tma && group == C::kGroups && warp == kProducerWarp)
     asm volatile("bar.arrive 1, %0;" ::"n"(C::kThreads) : "memory");
@@ -383,7 +399,8 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
         queries + group * C::kTiles * 64 * C::kRowBytes,
         group,
         warp,
-        lane}
+        lane,
+        __shfl_sync(~0u, ptx::shared_address(&shared), 0)}
         .run();
     return;
   }
@@ -412,13 +429,16 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
       Sm90Producer<C, T, kColumns>(args, maps, shared, queries, tiles, warp, lane).run();
   } else if constexpr (kOnlyMarked<C>) {
     if (warp == kLoaderWarps) Sm90Marker<C>{args, shared, lane}.run();
-  } else if constexpr (C::kSpreads) {
-    Sm90Spreader<C>{args, shared, ptx::shared_address(tiles), warp - kLoaderWarps, lane}.run();
-  } else if constexpr (Sm90Feed<C, T, kColumns>::kFactorWarp) {
-    if (args.dense && warp == kLoaderWarps)
-      Sm90DenseProducer<C, T, kColumns, true>(args, Sm90Maps{query_map, document_map, tail_map}, shared, queries, tiles,
-                                              warp, lane)
-          .run();
+  } else if constexpr (C::kSpreads || kFactorWarps > 0) {
+    if constexpr (kFactorWarps > 0)
+      if (args.dense && warp == kLoaderWarps)
+        Sm90DenseProducer<C, T, kColumns, true>(args, Sm90Maps{query_map, document_map, tail_map}, shared, queries,
+                                                tiles, warp, lane)
+            .run();
+    const int spreader = warp - kLoaderWarps - kFactorWarps;
+    if constexpr (C::kSpreads)
+      if (spreader >= 0)
+        Sm90Spreader<C, kLoaderWarps - kFactorWarps>{args, shared, ptx::shared_address(tiles), spreader, lane}.run();
   } else if constexpr (kColumns == Columns::norms) {
     scale_stages<C, T>(shared, queries, tiles, threadIdx.x % 128 - 64);
   }

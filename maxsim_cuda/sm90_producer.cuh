@@ -254,7 +254,9 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     if constexpr (C::kWidens) {
       sync_loaders();  // a row's chunks come from several warps
       with_stored(side.dtype, [&](auto dtype) {
-        widen_tile<C, T, decltype(dtype)::value, kLoaderThreads, 1>(ptx::shared_address(tile), loader());
+        constexpr DType kDType = decltype(dtype)::value;
+        const typename Sm90WideRows<C>::template Apart<kDType> stored{ptx::shared_address(tile)};
+        widen_tile<C, T, kDType, kLoaderThreads, 1>(stored, stored.tile, loader());
       });
     }
     ptx::fence_async_proxy();

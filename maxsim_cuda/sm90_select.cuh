@@ -83,6 +83,17 @@ bool whole_tiles(const ForwardArgs& args, int64_t units) {
          (units > int64_t{current_device().sms} * C::kPerSm || length <= 2 * kWorthwhile * C::N);
 }
 
+// Bytes from the first to the last of documents of signs of which every tile is one piece of memory, else 0.
+int64_t sign_bytes(const Segments& side) {
+  if (side.dtype != DType::bit || side.feature_stride != 1 || side.token_stride != row_elements(side) ||
+      reinterpret_cast<uintptr_t>(side.data) % 16)
+    return 0;
+  const int64_t outer = side.packed() ? 1 : side.count / side.inner;
+  const int64_t last =
+      side.packed() ? 0 : (outer - 1) * side.segment_stride.outer + (side.inner - 1) * side.segment_stride.inner;
+  return last + side.extent * side.token_stride;
+}
+
 template <class C, class T, bool kArgmax, Columns kColumns>
 void launch(const ForwardArgs& args, cudaStream_t stream) {
   const auto kernel = sm90_forward<C, T, kArgmax, kColumns>;
@@ -95,10 +106,11 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   const Segments& documents = args.problem.documents;
   CUtensorMap query_map{}, document_map{}, tail_map{};
   Sm90Args mapped{args};
+  mapped.sign_bytes = C::kWidens ? sign_bytes(documents) : 0;
   mapped.tma = describe(args.problem.queries, C::kQueryBoxRows, &query_map, C::kQueryAtomBytes) &&
-               (C::kTogether ? describe_whole(documents, C::N, &document_map)
-                             : describe(documents, C::N, &document_map, C::kAtomBytes)) &&
-               (kOnlyOne<C> || describe(documents, 8, &tail_map, C::kAtomBytes));
+               (mapped.sign_bytes || ((C::kTogether ? describe_whole(documents, C::N, &document_map)
+                                                    : describe(documents, C::N, &document_map, C::kAtomBytes)) &&
+                                      (kOnlyOne<C> || describe(documents, 8, &tail_map, C::kAtomBytes))));
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
   // A short stream that is read once leaves L2 to others: their dirty lines need not be written back to make room. A
@@ -145,10 +157,14 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   check(cudaLaunchKernelEx(&config, kernel, mapped, query_map, document_map, tail_map), "sm90_forward");
 }
 
-// The plain case has a kernel of its own.
+// The plain case has a kernel of its own. Of stored documents with scales for tokens too, where winners leave
+// registers.
 template <class C, class T, bool kArgmax, Columns kColumns>
 void launch_shortest(const ForwardArgs& args, cudaStream_t stream) {
-  if constexpr (kColumns == Columns::plain && !kStored<T>) {
+  if constexpr (kStored<T>) {
+    if constexpr (!kArgmax && (kColumns == Columns::plain || kColumns == Columns::given))
+      if (dense(args.problem)) return launch<Sm90Dense<C>, T, kArgmax, kColumns>(args, stream);
+  } else if constexpr (kColumns == Columns::plain) {
     if constexpr (C::kAtoms == 2) {
       // Narrow last tiles pay where arithmetic bounds; beside winners they have no registers.
       constexpr int kNarrow = C::kGroups == 4 && !kArgmax ? 64 : 0;
@@ -182,15 +198,17 @@ bool comes_in_one_piece(const Segments& side) {
 template <int kAtoms, class T, bool kArgmax, Columns kColumns>
 void launch_lean(const ForwardArgs& args, cudaStream_t stream) {
   const Segments& documents = args.problem.documents;
-  if constexpr (kStored<T> && kColumns == Columns::plain)
-    if (comes_in_one_piece(documents)) return launch<Sm90Spread, T, kArgmax, kColumns>(args, stream);
+  // Factors of tokens are fetched by a warp that cannot look up where other documents than padded ones are.
+  if constexpr (kStored<T> && (kColumns == Columns::plain || (kColumns == Columns::given && !kArgmax)))
+    if (comes_in_one_piece(documents) && (kColumns == Columns::plain || dense(args.problem)))
+      return launch_shortest<Sm90Spread, T, kArgmax, kColumns>(args, stream);
   if constexpr (kStored<T>)
-    if (documents.dim <= 64) return launch<Sm90Narrow<T>, T, kArgmax, kColumns>(args, stream);
+    if (documents.dim <= 64) return launch_shortest<Sm90Narrow<T>, T, kArgmax, kColumns>(args, stream);
   if constexpr (!kArgmax && kColumns == Columns::plain && kAtoms == 2)
     if (args.problem.pairing != Pairing::list && args.count >= 32 * current_device().sms)
       return launch_shortest<Sm90Long<kAtoms>, T, kArgmax, kColumns>(args, stream);
   if constexpr (kColumns == Columns::given)
-    launch<Sm90LeanScaled<T>, T, kArgmax, kColumns>(args, stream);
+    launch_shortest<Sm90LeanScaled<T>, T, kArgmax, kColumns>(args, stream);
   else
     launch_shortest<Sm90Lean<kAtoms>, T, kArgmax, kColumns>(args, stream);
 }
@@ -200,6 +218,7 @@ void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
   const int64_t blocks = blocks_per_document(args), length = average_length(args.problem.documents);
   if (blocks <= 2) return launch_lean<kAtoms, T, kArgmax, kColumns>(args, stream);
   if (blocks <= 4) {
+    if constexpr (kStored<T> && !kArgmax) return launch_shortest<Sm90MiddleStored, T, kArgmax, kColumns>(args, stream);
     if (wastes_less<112, 128>(length))
       return launch_shortest<Sm90Middle<kAtoms, 112>, T, kArgmax, kColumns>(args, stream);
     return launch_shortest<Sm90Middle<kAtoms, 128>, T, kArgmax, kColumns>(args, stream);

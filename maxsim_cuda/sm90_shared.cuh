@@ -40,13 +40,13 @@ struct Sm90Shared {
   int32_t winners[kFinished][C::kMaxima];
 
   // `copies`: the producer's lanes copy parts of a tile themselves. `stored`: and factors of query rows. `scalers`: who
-  // else has to do with a tile before it can be multiplied.
-  __device__ __forceinline__ void init(bool tma, bool stored, bool copies, int scalers, int pieces) {
+  // else has to do with a tile before it can be multiplied. `readers`: who lets go of one.
+  __device__ __forceinline__ void init(bool tma, bool stored, bool copies, int scalers, int readers, int pieces) {
     // Where all lanes of a warp wrote or read, all of them arrive.
     const int loaders = tma ? 1 : 1 + kLoaderWarps;
     for (int i = 0; i < C::kStages; ++i) {
       ptx::mbarrier_init(&full[i], tma ? 1 + (copies ? 32 : 0) : loaders * 32);
-      ptx::mbarrier_init(&empty[i], C::kGroups * (kOnlyDense<C> ? 4 : 128));
+      ptx::mbarrier_init(&empty[i], readers);
       ptx::mbarrier_init(&scaled[i], scalers);
     }
     for (int i = 0; i < C::kQueryBuffers; ++i) {

@@ -100,13 +100,28 @@ template <class C>
 struct Sm90WideRows {
   static constexpr int kSixteens = C::kAtoms * 4, kStored = (C::kAtoms - 1) * C::N * 128;
 
+  // Rows that came one by one.
   template <DType kDType>
-  __device__ __forceinline__ static uint4 load(uint32_t tile, int row, int sixteen) {
-    if constexpr (kDType == DType::bit)
-      return make_uint4(ptx::load_shared_2(tile + kStored + swizzled(C::N, row, 0) + sixteen * 2), 0, 0, 0);
-    else
-      return ptx::load_shared_16(tile + kStored + swizzled(C::N, row, sixteen));
-  }
+  struct Apart {
+    uint32_t tile;
+    __device__ __forceinline__ uint4 load(int row, int sixteen) const {
+      if constexpr (kDType == DType::bit)
+        return make_uint4(ptx::load_shared_2(tile + kStored + swizzled(C::N, row, 0) + sixteen * 2), 0, 0, 0);
+      else
+        return ptx::load_shared_16(tile + kStored + swizzled(C::N, row, sixteen));
+    }
+  };
+  // Rows of signs that came as they lie in memory. Behind a row's last byte is another row's first one, or what was
+  // there before: signs that meet zeros.
+  struct Together {
+    uint32_t from;
+    int row_bytes, last_eight;
+    __device__ __forceinline__ uint4 load(int column, int sixteen) const {
+      const int row = min(column & ~7, last_eight) + (column & 7);
+      const uint32_t at = from + row * row_bytes + sixteen * 2;
+      return make_uint4(ptx::load_shared_1(at) | ptx::load_shared_1(at + 1) << 8, 0, 0, 0);
+    }
+  };
 
   // Rows of two atoms: the upper half of the sixteens goes to the other atom, to the same banks, so it begins with its
   // second chunk.
@@ -122,15 +137,15 @@ struct Sm90WideRows {
 
 // Of kSteps rows, kThreads / kSixteens apart, one of kThreads threads' sixteen features. Lanes that share a row are in
 // one warp, whose rows are all inside the tile or none.
-template <class C, class T, DType kDType, int kThreads, int kSteps, bool kAllInside>
-__device__ __forceinline__ void widen_rows(uint32_t tile, int first, int sixteen) {
+template <class C, class T, DType kDType, int kThreads, int kSteps, bool kAllInside, class Stored>
+__device__ __forceinline__ void widen_rows(const Stored& stored, uint32_t tile, int first, int sixteen) {
   using Rows = Sm90WideRows<C>;
   constexpr int kStep = kThreads / Rows::kSixteens;
   static_assert(C::N % (32 / Rows::kSixteens) == 0);
   uint4 raw[kSteps];
 #pragma unroll
   for (int i = 0; i < kSteps; ++i)
-    if (kAllInside || first + i * kStep < C::N) raw[i] = Rows::template load<kDType>(tile, first + i * kStep, sixteen);
+    if (kAllInside || first + i * kStep < C::N) raw[i] = stored.load(first + i * kStep, sixteen);
   __syncwarp();  // the rows have been read
 #pragma unroll
   for (int i = 0; i < kSteps; ++i)
@@ -139,15 +154,16 @@ __device__ __forceinline__ void widen_rows(uint32_t tile, int first, int sixteen
 }
 
 // A thread's part of a tile: kTogether rows are loaded before the first is looked at.
-template <class C, class T, DType kDType, int kThreads, int kTogether>
-__device__ __forceinline__ void widen_tile(uint32_t tile, int thread) {
+template <class C, class T, DType kDType, int kThreads, int kTogether, class Stored>
+__device__ __forceinline__ void widen_tile(const Stored& stored, uint32_t tile, int thread) {
   constexpr int kSixteens = Sm90WideRows<C>::kSixteens, kStride = kThreads / kSixteens * kTogether;
   constexpr int kWhole = C::N / kStride * kStride;
   const int first = thread / kSixteens, sixteen = thread % kSixteens;
 #pragma unroll 1
   for (int from = 0; from < kWhole; from += kStride)
-    widen_rows<C, T, kDType, kThreads, kTogether, true>(tile, from + first, sixteen);
-  if constexpr (kWhole < C::N) widen_rows<C, T, kDType, kThreads, kTogether, false>(tile, kWhole + first, sixteen);
+    widen_rows<C, T, kDType, kThreads, kTogether, true>(stored, tile, from + first, sixteen);
+  if constexpr (kWhole < C::N)
+    widen_rows<C, T, kDType, kThreads, kTogether, false>(stored, tile, kWhole + first, sixteen);
 }
 
 // The warps behind those that load.
@@ -159,17 +175,29 @@ struct Sm90Widener {
   int thread;
 
   __device__ __forceinline__ void run() const {
-    with_stored(args.problem.documents.dtype, [&](auto dtype) { run<decltype(dtype)::value>(); });
+    using Rows = Sm90WideRows<C>;
+    if (args.sign_bytes)
+      return run<DType::bit>([&](int stage, uint32_t) {
+        const uint32_t staged = tiles + C::kStages * C::kTileBytes + stage * C::kStagedBytes;
+        const StageInfo& info = shared.stages[stage];
+        return typename Rows::Together{staged + info.skipped, static_cast<int>(args.problem.documents.token_stride),
+                                       info.last_eight};
+      });
+    with_stored(args.problem.documents.dtype, [&](auto dtype) {
+      constexpr DType kDType = decltype(dtype)::value;
+      run<kDType>([](int, uint32_t tile) { return typename Rows::template Apart<kDType>{tile}; });
+    });
   }
 
  private:
-  template <DType kDType>
-  __device__ __forceinline__ void run() const {
+  template <DType kDType, class StoredOf>
+  __device__ __forceinline__ void run(const StoredOf& stored_of) const {
     Ring<C::kStages> ring;
     while (true) {
       ptx::mbarrier_wait(&shared.full[ring.at], ring.phase);
       const bool end = shared.stages[ring.at].flags & StageInfo::kEnd;
-      if (!end) widen_tile<C, T, kDType, C::kMoreWarps * 32, 3>(tiles + ring.at * C::kTileBytes, thread);
+      const uint32_t tile = tiles + ring.at * C::kTileBytes;
+      if (!end) widen_tile<C, T, kDType, C::kMoreWarps * 32, 3>(stored_of(ring.at, tile), tile, thread);
       ptx::fence_async_proxy();
       __syncwarp();
       if (thread % 32 == 0) ptx::mbarrier_arrive(&shared.scaled[ring.at]);

@@ -94,6 +94,36 @@ def test_short_rows(maxsim, path, name, dim):
         assert_winners(argmax, laid.pairs, sides.truth, limit)
 
 
+@pytest.mark.parametrize("dim", [1, 13, 40, 48, 64, 100, 128])
+def test_signs_of_any_size(maxsim, path, dim):
+    """A token is a few bytes, or a part of one, that begin and end anywhere among those that Hopper copies at once."""
+    m = maxsim.quantised
+    lengths = [1, 7, 8, 9, 63, 64, 65, 104, 3, 260, 0, 5]
+    D = torch.randn(sum(lengths), dim, device=path.device)
+    Q = torch.randn(3, 40, dim, device=path.device).half()
+    bits, scale = maxsim.binary.pack_bits(D), D.abs().mean(-1)
+    signs = maxsim.binary.unpack_bits(bits, dim).double()
+    offsets = torch.tensor([0, *lengths], device=path.device).cumsum(0)
+    spread = bits.new_zeros(len(lengths), 260 + 3, bits.shape[-1])
+    kept = torch.zeros(len(lengths), 263, dtype=torch.bool, device=path.device)
+    factors = scale.new_zeros(kept.shape)
+    for i, (begin, n) in enumerate(zip(offsets.tolist(), lengths, strict=False)):
+        spread[i, 2 : n + 2], factors[i, 2 : n + 2] = bits[begin : begin + n], scale[begin : begin + n]
+        kept[i, 2 : n + 2 : 3] = True
+    for tokens in (scale, None):
+        limit = hq.tolerance("binary_f16", path.name)
+        wide = signs if tokens is None else signs * tokens.double()[:, None]
+        documents = wide.split(lengths)
+        batch = Batch(list(Q.double()), list(documents))
+        pairs = [(i, j) for i in range(3) for j in range(len(lengths))]
+        packed = m.Quantised(bits, tokens, bits=1)
+        assert_scores(m.score(Q, packed, cu_seqlens_d=offsets), pairs, batch, limit)
+        # Documents that begin two tokens into their memory, of which every third token counts.
+        view = m.Quantised(spread[:, 2:], None if tokens is None else factors[:, 2:], bits=1)
+        batch = Batch(list(Q.double()), [x[::3] for x in documents])
+        assert_scores(m.score(Q, view, d_mask=kept[:, 2:]), pairs, batch, limit)
+
+
 @pytest.mark.parametrize("name", ["e4m3_token", "e4m3_tensor", "int8x8"])
 @pytest.mark.parametrize("dim", [48, 64, 128])
 def test_plain_batches(maxsim, path, name, dim):

@@ -40,16 +40,24 @@ __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, int by
                : "memory");
 }
 
-__device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, int parity) {
-#if __CUDA_ARCH__ >= 900
+// By shared addresses.
+__device__ __forceinline__ void mbarrier_arrive_at(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void mbarrier_wait_at(uint32_t barrier, int parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
       "wait: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra wait;\n"
-      "}" ::"r"(shared_address(barrier)),
+      "}" ::"r"(barrier),
       "r"(parity)
       : "memory");
+}
+
+__device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, int parity) {
+#if __CUDA_ARCH__ >= 900
+  mbarrier_wait_at(shared_address(barrier), parity);
 #elif __CUDA_ARCH__ >= 800
   asm volatile(
       "{\n"
