@@ -267,19 +267,25 @@ struct Sm90Consumer {
 #pragma unroll
     for (int tile = 0; tile < C::kTiles; ++tile) rows[tile].reset();
     if constexpr (C::kTurned) turned.reset();
+    // With two row tiles a product is in flight on every path, and the loop is one; with one, nothing may join what
+    // follows a product but more of the same.
+    bool primed = false;
+    int flags = 0;
     while (true) {
-      wait_stage(ring);
-      int flags = flags_of(ring.at);
-      if (flags & StageInfo::kEnd) break;
-      if (flags & StageInfo::kNewQueries) take_queries();
+      if (!primed) {
+        wait_stage(ring);
+        flags = flags_of(ring.at);
+        if (flags & StageInfo::kEnd) break;
+        if (flags & StageInfo::kNewQueries) take_queries();
 #pragma unroll
-      for (int tile = 0; tile < C::kTiles; ++tile) issue(tile, ring.at, flags);
+        for (int tile = 0; tile < C::kTiles; ++tile) issue(tile, ring.at, flags);
+      }
       bool follows = false;
+      int ahead = 0;
       int64_t target = 0;
       while (true) {
         Ring<C::kStages> next = ring;
         next.advance();
-        int ahead = 0;
         // Each row tile's next product is in flight while the other tile's max is taken. `follows` is shuffled where it
         // is used: carried through the loop, the compiler takes it for divergent and serialises every product.
 #pragma unroll
@@ -301,10 +307,10 @@ struct Sm90Consumer {
             follows = !(__shfl_sync(~0u, flags, 0) & StageInfo::kRelease);
             if (kIssuesAhead && follows) {
               wait_stage(next);
-              if (kNarrowColumns<C> > 0) ahead = flags_of(next.at);
+              if (kNarrowColumns<C> > 0 || C::kTiles > 1) ahead = flags_of(next.at);
             }
           }
-          if (kIssuesAhead && !met) {
+          if (kIssuesAhead && C::kTiles > 1) {
             if (follows)
               issue(tile, next.at, ahead);
             else
@@ -312,7 +318,7 @@ struct Sm90Consumer {
           }
         }
         ring = next;
-        if (!kIssuesAhead || !follows) break;
+        if (!kIssuesAhead || C::kTiles > 1 || !follows) break;
         // What comes in between does not wait for this product, as long as no path joins that has none in flight.
         issue(C::kTiles - 1, ring.at, ahead);
         if (kNarrowColumns<C> == 0) ahead = flags_of(ring.at);
@@ -324,6 +330,8 @@ struct Sm90Consumer {
         ptx::mbarrier_arrive(&shared.queries_empty[buffer.at]);
         buffer.advance();
       }
+      primed = kIssuesAhead && C::kTiles > 1 && follows;
+      flags = ahead;
     }
     ptx::mbarrier_wait(&shared.finished_empty[finished.at], finished.phase);
     close(0, StageInfo::kEnd);
