@@ -72,7 +72,7 @@ struct Sm90Config {
   static constexpr int kQueryBoxRows =
       kTiles == 1 || kTurned ? 32 : 16;  // rows of a block that lie together in an operand
   // Registers a thread, moved from the other warps to the math warpgroups where those need more than an even share.
-  static constexpr bool kTight = kGroups == 2 && kPerSm == 2;
+  static constexpr bool kTight = kGroups == 2 && kPerSm == 2;  // an even share would be 80
   static constexpr int kMathRegisters = kGroups == 4            ? 104
                                         : kTight                ? 96
                                         : kTurned               ? 152

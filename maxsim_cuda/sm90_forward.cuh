@@ -31,7 +31,7 @@ struct Sm90Consumer {
   uint32_t queries, tiles;  // wgmma operands: this warpgroup's rows of the first buffer, and the first stage
   const char* query_rows;   // and the former's address
   int group, warp, lane;
-  uint32_t place;  // shared address of `shared`, which the compiler cannot put together anew at every use
+  uint32_t held_base;  // shared address of `shared`, which the compiler cannot put together anew at every use
   std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float> products[C::kTiles][C::N / 2];
   uint32_t held[C::kTiles][C::kRowBytes / 32][4];  // query rows, of eight-bit types
   RowState<kArgmax> rows[C::kTiles];
@@ -224,7 +224,7 @@ struct Sm90Consumer {
 
   // Packed documents under many queries have no register for it.
   __device__ __forceinline__ uint32_t base() const {
-    return kOnlyPacked<C> && kNarrowColumns<C> > 0 ? ptx::shared_address(&shared) : place;
+    return kOnlyPacked<C> && kNarrowColumns<C> > 0 ? ptx::shared_address(&shared) : held_base;
   }
 
   __device__ __forceinline__ void wait_stage(const Ring<C::kStages>& ring) {
@@ -307,7 +307,7 @@ struct Sm90Consumer {
             follows = !(__shfl_sync(~0u, flags, 0) & StageInfo::kRelease);
             if (kIssuesAhead && follows) {
               wait_stage(next);
-              if (kNarrowColumns<C> > 0 || C::kTiles > 1) ahead = flags_of(next.at);
+              if (C::kTiles > 1) ahead = flags_of(next.at);
             }
           }
           if (kIssuesAhead && C::kTiles > 1) {
@@ -321,7 +321,7 @@ struct Sm90Consumer {
         if (!kIssuesAhead || C::kTiles > 1 || !follows) break;
         // What comes in between does not wait for this product, as long as no path joins that has none in flight.
         issue(C::kTiles - 1, ring.at, ahead);
-        if (kNarrowColumns<C> == 0) ahead = flags_of(ring.at);
+        ahead = flags_of(ring.at);
         finish_tile(target, flags);
         flags = ahead;
       }
@@ -337,30 +337,6 @@ struct Sm90Consumer {
     close(0, StageInfo::kEnd);
   }
 };
-
-// Fills the stages' and the rows' factors while the math warpgroups are busy with earlier tiles.
-template <class C, class T>
-__device__ __forceinline__ void scale_stages(Sm90Shared<C>& shared, const char* queries, const char* tiles,
-                                             int thread) {
-  Ring<C::kStages> ring;
-  Ring<C::kQueryBuffers> buffer;
-  while (true) {
-    ptx::mbarrier_wait(&shared.full[ring.at], ring.phase);
-    const int flags = shared.stages[ring.at].flags;
-    if (flags & StageInfo::kNewQueries) {
-      ptx::mbarrier_wait(&shared.queries_full[buffer.at], buffer.phase);
-      const char* rows = queries + buffer.at * C::kQueryBytes;
-      for (int row = thread; row < C::kRows; row += kScaleThreads)
-        shared.row_scale[buffer.at][row] = inverse_norm_of<C, T>(rows + row / 64 * 64 * C::kRowBytes, 64, row % 64);
-      buffer.advance();
-    }
-    for (int row = thread; row < C::N; row += kScaleThreads)
-      shared.token_scale[ring.at][row] = inverse_norm_of<C, T>(tiles + ring.at * C::kTileBytes, C::N, row);
-    ptx::mbarrier_arrive(&shared.scaled[ring.at]);
-    if (flags & StageInfo::kEnd) return;
-    ring.advance();
-  }
-}
 
 template <class C, class T, bool kArgmax, Columns kColumns>
 __global__ void __launch_bounds__(C::kThreads, C::kPerSm)

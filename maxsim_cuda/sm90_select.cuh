@@ -83,11 +83,15 @@ bool whole_tiles(const ForwardArgs& args, int64_t units) {
          (units > int64_t{current_device().sms} * C::kPerSm || length <= 2 * kWorthwhile * C::N);
 }
 
+// Whether rows follow one another in memory, from where a linear copy may begin.
+bool follow_one_another(const Segments& side) {
+  return side.feature_stride == 1 && side.token_stride == row_elements(side) &&
+         reinterpret_cast<uintptr_t>(side.data) % 16 == 0;
+}
+
 // Bytes from the first to the last of documents of signs of which every tile is one piece of memory, else 0.
 int64_t sign_bytes(const Segments& side) {
-  if (side.dtype != DType::bit || side.feature_stride != 1 || side.token_stride != row_elements(side) ||
-      reinterpret_cast<uintptr_t>(side.data) % 16)
-    return 0;
+  if (side.dtype != DType::bit || !follow_one_another(side)) return 0;
   const int64_t outer = side.packed() ? 1 : side.count / side.inner;
   const int64_t last =
       side.packed() ? 0 : (outer - 1) * side.segment_stride.outer + (side.inner - 1) * side.segment_stride.inner;
@@ -189,8 +193,7 @@ bool wastes_less(int64_t length) {
 // Whether a tile is one piece of memory, of rows short enough to be spread.
 bool comes_in_one_piece(const Segments& side) {
   const SegmentStride& stride = side.segment_stride;
-  return !side.mask && side.dim % 16 == 0 && side.dim <= kSpreadBytes && side.token_stride == side.dim &&
-         side.feature_stride == 1 && reinterpret_cast<uintptr_t>(side.data) % 16 == 0 &&
+  return !side.mask && side.dim % 16 == 0 && side.dim <= kSpreadBytes && follow_one_another(side) &&
          (side.packed() || (stride.outer % 16 == 0 && stride.inner % 16 == 0));
 }
 

@@ -117,5 +117,29 @@ __device__ __forceinline__ float inverse_norm_of(const char* operand, int rows, 
   return inverse_norm(square[0]);
 }
 
+// Fills the stages' and the rows' factors while the math warpgroups are busy with earlier tiles.
+template <class C, class T>
+__device__ __forceinline__ void scale_stages(Sm90Shared<C>& shared, const char* queries, const char* tiles,
+                                             int thread) {
+  Ring<C::kStages> ring;
+  Ring<C::kQueryBuffers> buffer;
+  while (true) {
+    ptx::mbarrier_wait(&shared.full[ring.at], ring.phase);
+    const int flags = shared.stages[ring.at].flags;
+    if (flags & StageInfo::kNewQueries) {
+      ptx::mbarrier_wait(&shared.queries_full[buffer.at], buffer.phase);
+      const char* rows = queries + buffer.at * C::kQueryBytes;
+      for (int row = thread; row < C::kRows; row += kScaleThreads)
+        shared.row_scale[buffer.at][row] = inverse_norm_of<C, T>(rows + row / 64 * 64 * C::kRowBytes, 64, row % 64);
+      buffer.advance();
+    }
+    for (int row = thread; row < C::N; row += kScaleThreads)
+      shared.token_scale[ring.at][row] = inverse_norm_of<C, T>(tiles + ring.at * C::kTileBytes, C::N, row);
+    ptx::mbarrier_arrive(&shared.scaled[ring.at]);
+    if (flags & StageInfo::kEnd) return;
+    ring.advance();
+  }
+}
+
 }  // namespace cuda
 }  // namespace maxsim

@@ -40,7 +40,8 @@ __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, int by
                : "memory");
 }
 
-// By shared addresses.
+// By shared addresses. The state that an arrival returns is not named: where registers are scarce, the assembler would
+// serialise products for its sake.
 __device__ __forceinline__ void mbarrier_arrive_at(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
