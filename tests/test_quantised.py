@@ -129,7 +129,12 @@ def test_signs_of_any_size(maxsim, path, dim):
 def test_plain_batches(maxsim, path, name, dim):
     """All tokens count, which has a producer of its own; on a GPU with more tiles than there are places for them."""
     many = 1 if path.device == "cpu" else 100
-    for queries, documents in [((1, 20), (7 * many, 300)), ((1, 20), (7 * many, 40)), ((3, 32), (3 * many, 260)), ((9, 32), (3 * many, 104))]:
+    for queries, documents in [
+        ((1, 20), (7 * many, 300)),
+        ((1, 20), (7 * many, 40)),
+        ((3, 32), (3 * many, 260)),
+        ((9, 32), (3 * many, 104)),
+    ]:
         Q, D = (torch.randn(*shape, dim, device=path.device) for shape in (queries, documents))
         q, d = hq.FORMATS[name](maxsim, Q.flatten(0, 1), D.flatten(0, 1))
         q = hq.mapped(q, lambda x, shape=queries[:2]: x.unflatten(0, shape))
