@@ -224,7 +224,8 @@ struct Sm90Args : ForwardArgs {
   bool tma;              // both sides can be described by a tensor map
   bool pass_through;     // documents should not push other data out of L2
   bool masked;           // and documents have a mask
-  int64_t sign_bytes;    // from the first to the last of documents of signs whose tiles are pieces of memory; else 0
+  int64_t query_bytes, document_bytes;  // from the first to the last of all rows
+  bool signs;            // documents are signs whose tiles are pieces of memory
   bool dense;            // as `tma`, and both are padded with every token kept, in a cross product or slabs
   uint32_t dense_units;  // documents times the query groups that they meet one after the other
   uint32_t dense_share;  // of each thread block or cluster, which the first ones have one more than

@@ -139,7 +139,7 @@ struct Sm90Feed {
     const Segments& side = args.problem.documents;
     const int present = atoms(side);
     const int boxes = rows >= 8 ? C::N / 8 : rows > 0, last_eight = max(rows - 8, 0);
-    const bool signs = C::kWidens && args.sign_bytes;
+    const bool signs = C::kWidens && args.signs;
     int64_t from = outer * side.segment_stride.outer + inner * side.segment_stride.inner + row * side.token_stride;
     const int bytes = signs         ? begin_signs(from, rows)
                       : C::kSpreads ? rows * static_cast<int>(side.dim)
@@ -178,11 +178,11 @@ struct Sm90Feed {
   // the first lane copies.
   __device__ __forceinline__ int begin_signs(int64_t& from, int rows) {
     const Segments& side = args.problem.documents;
-    const int64_t end = min(from + rows * side.token_stride, args.sign_bytes);
+    const int64_t end = min(from + rows * side.token_stride, args.document_bytes);
     const int skipped = static_cast<int>(from % 16);
     from -= skipped;
     if (rows == 0) return 0;
-    const int64_t copied = min((end + 15) / 16, args.sign_bytes / 16) * 16;
+    const int64_t copied = min((end + 15) / 16, args.document_bytes / 16) * 16;
     if (lane == 0) {
       shared.stages[ring.at].skipped = skipped;
       char* to = staged + ring.at * C::kStagedBytes;

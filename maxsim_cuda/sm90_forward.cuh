@@ -353,7 +353,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
   const int lane = __shfl_xor_sync(~0u, threadIdx.x % 32, 0);
   const bool tma = kOnlyOne<C> || args.tma;
   if (threadIdx.x == C::kGroups * 128 && tma) {
-    if (!C::kWidens || !args.sign_bytes) ptx::tma_prefetch(&document_map);
+    if (!C::kWidens || !args.signs) ptx::tma_prefetch(&document_map);
     ptx::tma_prefetch(&query_map);
   }
   // Who arrives on `scaled`: each lane for its copies or for the factors that it wrote, or a warp when it is done.

@@ -2,29 +2,12 @@
 // shared memory.
 #pragma once
 
-#include <type_traits>
-
 #include "sm90_feed.cuh"
+#include "sm90_unmapped.cuh"
 #include "sm90_widen.cuh"
 
 namespace maxsim {
 namespace cuda {
-
-// Rows by ordinary loads, for tensors that no tensor map describes. One thread moves a 16-byte chunk at a time.
-template <class Bits>
-__device__ __forceinline__ void copy_chunk(char* shared, const Segments& side, int64_t row_element, int chunk,
-                                           bool inside) {
-  constexpr int kCount = 16 / sizeof(Bits);
-  uint4 value = make_uint4(0, 0, 0, 0);
-  const Bits* source = static_cast<const Bits*>(side.data) + row_element + chunk * kCount * side.feature_stride;
-  if (inside) {
-    Bits* part = reinterpret_cast<Bits*>(&value);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i)
-      if (chunk * kCount + i < row_elements(side)) part[i] = source[i * side.feature_stride];
-  }
-  *reinterpret_cast<uint4*>(shared) = value;
-}
 
 // Walks over the kept tokens of a document, by a whole warp: each lane holds the mask of 32 tokens of a page.
 struct KeptTokens {
@@ -92,7 +75,9 @@ struct KeptTokens {
 template <class C, class T, Columns kColumns>
 struct Sm90Producer : Sm90Feed<C, T, kColumns> {
   using Sm90Feed<C, T, kColumns>::Sm90Feed;
-  using Bits = std::conditional_t<kStored<T>, uint8_t, uint16_t>;
+  // As many chunks on their way as there are registers for.
+  static constexpr int kBatch = !C::kMathRegisters || C::kOtherRegisters > 100 ? 4 : C::kOtherRegisters > 60 ? 2 : 1;
+  using Rows = UnmappedRows<kLoaderThreads, kBatch>;
 
   __device__ __forceinline__ int loader() const {
     return this->lane + (this->warp == kProducerWarp ? 0 : (this->warp - kFinisherWarp) * 32);
@@ -133,28 +118,23 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     this->buffer.advance();
   }
 
-  __device__ __forceinline__ static void copy(char* to, const Segments& side, int64_t row, int chunk, bool inside) {
-    if (C::kSplit && side.dtype == DType::f32)
-      copy_chunk<uint32_t>(to, side, row, chunk, inside);
-    else if ((C::kSplit || C::kWidens || C::kTurned) && is_stored(side.dtype))
-      copy_chunk<uint8_t>(to, side, row, chunk, inside);
-    else
-      copy_chunk<Bits>(to, side, row, chunk, inside);
-  }
-
   __device__ __forceinline__ void copy_queries_by_hand(const BlockInfo& info) {
     const Segments& side = this->args.problem.queries;
     const int buffer = this->buffer.at, chunks = this->atoms(side) * (C::kQueryAtomBytes / 16);
     char* to = this->query_buffer();
     if (this->warp == kProducerWarp && this->lane < C::kBlocks) this->shared.blocks[buffer][this->lane] = info;
+    const Rows rows{side, this->args.query_bytes, kBlockTokens, chunks, loader()};
+#pragma unroll 1
     for (int b = 0; b < C::kBlocks; ++b) {
       const int64_t begin = __shfl_sync(~0u, info.begin, b);
       const uint32_t kept = __shfl_sync(~0u, info.kept, b);
-      for (int i = loader(); kept && i < kBlockTokens * chunks; i += kLoaderThreads) {
-        const int token = i / chunks, chunk = i % chunks, row = block_row<C>(b, token);
-        copy(to + row / 64 * 64 * C::kQueryRowBytes + swizzled<C::kQueryAtomBytes>(C::kOperandRows, row % 64, chunk),
-             side, begin + token * side.token_stride, chunk, kept >> token & 1);
-      }
+      if (kept)
+        rows.copy([&](int token) { return kept >> token & 1 ? begin + token * side.token_stride : -1; },
+                  [&](int token, int chunk) {
+                    const int row = block_row<C>(b, token);
+                    return to + row / 64 * 64 * C::kQueryRowBytes +
+                           swizzled<C::kQueryAtomBytes>(C::kOperandRows, row % 64, chunk);
+                  });
     }
     ptx::fence_async_proxy();
     if constexpr (kColumns == Columns::norms) {
@@ -241,16 +221,15 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     return (count ? StageInfo::kAnyToken : 0) | (count == C::N ? StageInfo::kFull : 0);
   }
 
-  __device__ __forceinline__ void copy_by_hand(const Unit& unit, int flags, int rows, int first) {
+  __device__ __forceinline__ void copy_by_hand(const Unit& unit, int flags, int tokens, int first) {
     const Segments& side = this->args.problem.documents;
     char* tile = this->tile();
-    flags |= keep_columns(unit.document, first, rows);
+    flags |= keep_columns(unit.document, first, tokens);
     const int chunks = C::kWidens && side.dtype == DType::bit ? 1 : this->atoms(side) * (C::kAtomBytes / 16);
-    for (int i = loader(); i < C::N * chunks; i += kLoaderThreads) {
-      const int row = i / chunks, chunk = i % chunks;
-      copy(tile + this->kArrival + swizzled<C::kAtomBytes>(C::N, row, chunk), side,
-           unit.document.begin + (first + row) * side.token_stride, chunk, row < rows);
-    }
+    const Rows rows{side, this->args.document_bytes, C::N, chunks, loader()};
+    const int64_t begin = unit.document.begin + first * side.token_stride;
+    rows.copy([&](int row) { return row < tokens ? begin + row * side.token_stride : -1; },
+              [&](int row, int chunk) { return tile + this->kArrival + swizzled<C::kAtomBytes>(C::N, row, chunk); });
     if constexpr (C::kWidens) {
       sync_loaders();  // a row's chunks come from several warps
       with_stored(side.dtype, [&](auto dtype) {
@@ -261,7 +240,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     }
     ptx::fence_async_proxy();
     if (has_factors(kColumns) || this->splits_stored())
-      for (int row = loader(); row < rows; row += kLoaderThreads) {
+      for (int row = loader(); row < tokens; row += kLoaderThreads) {
         const auto take = [&](const TokenFactor& factor) {
           return token_factor(side, factor, unit.outer * side.inner + unit.inner, unit.document, first + row);
         };

@@ -89,13 +89,12 @@ bool follow_one_another(const Segments& side) {
          reinterpret_cast<uintptr_t>(side.data) % 16 == 0;
 }
 
-// Bytes from the first to the last of documents of signs of which every tile is one piece of memory, else 0.
-int64_t sign_bytes(const Segments& side) {
-  if (side.dtype != DType::bit || !follow_one_another(side)) return 0;
+// Bytes from the first to the last of a side's rows, where features follow one another.
+int64_t bytes_of(const Segments& side) {
   const int64_t outer = side.packed() ? 1 : side.count / side.inner;
   const int64_t last =
       side.packed() ? 0 : (outer - 1) * side.segment_stride.outer + (side.inner - 1) * side.segment_stride.inner;
-  return last + side.extent * side.token_stride;
+  return (last + (side.extent - 1) * side.token_stride + row_elements(side)) * element_size(side.dtype);
 }
 
 template <class C, class T, bool kArgmax, Columns kColumns>
@@ -110,9 +109,11 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   const Segments& documents = args.problem.documents;
   CUtensorMap query_map{}, document_map{}, tail_map{};
   Sm90Args mapped{args};
-  mapped.sign_bytes = C::kWidens ? sign_bytes(documents) : 0;
+  mapped.query_bytes = bytes_of(args.problem.queries);
+  mapped.document_bytes = bytes_of(documents);
+  mapped.signs = C::kWidens && documents.dtype == DType::bit && follow_one_another(documents);
   mapped.tma = describe(args.problem.queries, C::kQueryBoxRows, &query_map, C::kQueryAtomBytes) &&
-               (mapped.sign_bytes || ((C::kTogether ? describe_whole(documents, C::N, &document_map)
+               (mapped.signs || ((C::kTogether ? describe_whole(documents, C::N, &document_map)
                                                     : describe(documents, C::N, &document_map, C::kAtomBytes)) &&
                                       (kOnlyOne<C> || describe(documents, 8, &tail_map, C::kAtomBytes))));
   const bool cross = args.problem.pairing == Pairing::cross;

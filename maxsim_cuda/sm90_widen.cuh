@@ -176,7 +176,7 @@ struct Sm90Widener {
 
   __device__ __forceinline__ void run() const {
     using Rows = Sm90WideRows<C>;
-    if (args.sign_bytes)
+    if (args.signs)
       return run<DType::bit>([&](int stage, uint32_t) {
         const uint32_t staged = tiles + C::kStages * C::kTileBytes + stage * C::kStagedBytes;
         const StageInfo& info = shared.stages[stage];

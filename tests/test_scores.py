@@ -92,12 +92,19 @@ def _strided_views(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     tokens_apart = tensor.new_full((*tensor.shape[:-2], 3 * tensor.shape[-2], tensor.shape[-1]), float("nan"))
     tokens_apart[..., ::3, :] = tensor
     unaligned = torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+    among_others = tensor.new_full((*tensor.shape[:-1], tensor.shape[-1] + 3), float("nan"))
+    among_others[..., 1:-2] = tensor
+    segments = tensor.flatten(0, -3)
+    parts_of_rows_apart = tensor.new_full((len(segments), segments[0].numel() + 5), float("nan"))
+    parts_of_rows_apart[:, :-5] = segments.flatten(1)
     return {
         "features outside": features_outside,
         "every other feature": every_other[..., ::2],
         "tokens apart": tokens_apart[..., ::3, :],
         "segments inside": tensor.transpose(0, 1).contiguous().transpose(0, 1),
         "unaligned": unaligned,
+        "among other features": among_others[..., 1:-2],
+        "parts of rows apart": parts_of_rows_apart[:, :-5].unflatten(1, tensor.shape[-2:]).unflatten(0, tensor.shape[:-2]),
     }
 
 

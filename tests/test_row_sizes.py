@@ -1,5 +1,6 @@
-"""Embeddings of more than 128 features, which some paths multiply by kernels of their own.
-Documents of several tiles, queries of several blocks, every layout; and bits that depend on nothing but the pair."""
+"""Embeddings of more than 128 features, which some paths multiply by kernels of their own, and of numbers that 8 does not
+divide, so that rows begin where copy engines do not count from. Documents of several tiles, queries of several blocks,
+every layout; and bits that depend on nothing but the pair."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ def _ragged(layout, dim: int, dtypes: tuple[torch.dtype, torch.dtype], device: s
 
 
 @pytest.mark.parametrize("dtypes", HALVES, ids=dtype_id)
-@pytest.mark.parametrize("dim", [136, 200])
+@pytest.mark.parametrize("dim", [20, 100, 102, 127, 136, 200])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=layout_id)
 def test_every_layout(maxsim, path, layout, dim, dtypes):
     """Against float64, and bit for bit against each pair alone."""
@@ -42,11 +43,12 @@ def test_every_layout(maxsim, path, layout, dim, dtypes):
 
 
 @pytest.mark.parametrize("dtypes", HALVES, ids=dtype_id)
-@pytest.mark.parametrize("length", [1, 104, 105, 128, 152, 153, 209, 257, 300, 304, 305, 457])
-def test_every_tile_edge(maxsim, path, length, dtypes):
+@pytest.mark.parametrize("dim", [100, 125, 136])
+@pytest.mark.parametrize("length", [1, 7, 64, 65, 104, 105, 128, 152, 153, 209, 257, 300, 304, 305, 457])
+def test_every_tile_edge(maxsim, path, length, dim, dtypes):
     """Lengths around whole tiles; equal tokens, so that the first must win."""
     queries, documents = (
-        torch.randn(2, n, 136).to(path.device, dtype) for n, dtype in zip((33, length), dtypes, strict=True)
+        torch.randn(2, n, dim).to(path.device, dtype) for n, dtype in zip((33, length), dtypes, strict=True)
     )
     batch = Batch(list(queries), list(documents))
     laid = helpers.cross(maxsim, batch)
