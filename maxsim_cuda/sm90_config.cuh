@@ -221,11 +221,11 @@ template <int kAtomBytes>
 using Sm90Turned = Sm90Config<1, 1, 64, 1, 6 * 64 * kAtomBytes, 2, 2, 0, kAtomBytes, false, false, true>;
 
 struct Sm90Args : ForwardArgs {
-  bool tma;              // both sides can be described by a tensor map
-  bool pass_through;     // documents should not push other data out of L2
-  bool masked;           // and documents have a mask
-  int64_t query_bytes, document_bytes;  // from the first to the last of all rows
-  bool signs;            // documents are signs whose tiles are pieces of memory
+  bool tma;                              // both sides can be described by a tensor map
+  bool pass_through;                     // documents should not push other data out of L2
+  bool masked;                           // and documents have a mask
+  bool signs;                            // documents are signs whose tiles are pieces of memory
+  const char *query_end, *document_end;  // behind the last of all rows
   bool dense;            // as `tma`, and both are padded with every token kept, in a cross product or slabs
   uint32_t dense_units;  // documents times the query groups that they meet one after the other
   uint32_t dense_share;  // of each thread block or cluster, which the first ones have one more than

@@ -178,11 +178,12 @@ struct Sm90Feed {
   // the first lane copies.
   __device__ __forceinline__ int begin_signs(int64_t& from, int rows) {
     const Segments& side = args.problem.documents;
-    const int64_t end = min(from + rows * side.token_stride, args.document_bytes);
+    const int64_t all = args.document_end - static_cast<const char*>(side.data);
+    const int64_t end = min(from + rows * side.token_stride, all);
     const int skipped = static_cast<int>(from % 16);
     from -= skipped;
     if (rows == 0) return 0;
-    const int64_t copied = min((end + 15) / 16, args.document_bytes / 16) * 16;
+    const int64_t copied = min((end + 15) / 16, all / 16) * 16;
     if (lane == 0) {
       shared.stages[ring.at].skipped = skipped;
       char* to = staged + ring.at * C::kStagedBytes;

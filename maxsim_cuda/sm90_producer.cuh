@@ -75,8 +75,9 @@ struct KeptTokens {
 template <class C, class T, Columns kColumns>
 struct Sm90Producer : Sm90Feed<C, T, kColumns> {
   using Sm90Feed<C, T, kColumns>::Sm90Feed;
-  // As many chunks on their way as there are registers for.
-  static constexpr int kBatch = !C::kMathRegisters || C::kOtherRegisters > 100 ? 4 : C::kOtherRegisters > 60 ? 2 : 1;
+  // As many pairs of chunks on their way as there are registers for.
+  static constexpr int kRegisters = C::kMathRegisters ? C::kOtherRegisters : 65536 / (C::kThreads * C::kPerSm);
+  static constexpr int kBatch = kRegisters > 100 ? 4 : kRegisters > 60 ? 2 : 1;
   using Rows = UnmappedRows<kLoaderThreads, kBatch>;
 
   __device__ __forceinline__ int loader() const {
@@ -118,23 +119,38 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     this->buffer.advance();
   }
 
+  // Where UnmappedRows puts chunks. The address is shuffled, because the compiler would put it together anew for each.
+  struct QueryPlace {
+    uint32_t address;
+    int block;
+    __device__ __forceinline__ uint32_t operator()(int token, int chunk) const {
+      const int row = block_row<C>(block, token);
+      return address + row / 64 * 64 * C::kQueryRowBytes +
+             swizzled<C::kQueryAtomBytes>(C::kOperandRows, row % 64, chunk);
+    }
+  };
+  struct DocumentPlace {
+    uint32_t address;
+    __device__ __forceinline__ uint32_t operator()(int row, int chunk) const {
+      return address + swizzled<C::kAtomBytes>(C::N, row, chunk);
+    }
+  };
+  __device__ __forceinline__ static uint32_t held_address(const char* operand) {
+    return __shfl_sync(~0u, ptx::shared_address(operand), 0);
+  }
+
   __device__ __forceinline__ void copy_queries_by_hand(const BlockInfo& info) {
     const Segments& side = this->args.problem.queries;
     const int buffer = this->buffer.at, chunks = this->atoms(side) * (C::kQueryAtomBytes / 16);
     char* to = this->query_buffer();
     if (this->warp == kProducerWarp && this->lane < C::kBlocks) this->shared.blocks[buffer][this->lane] = info;
-    const Rows rows{side, this->args.query_bytes, kBlockTokens, chunks, loader()};
+    const Rows rows{side, this->args.query_end, kBlockTokens, chunks, loader()};
+    QueryPlace place{held_address(to), 0};
 #pragma unroll 1
-    for (int b = 0; b < C::kBlocks; ++b) {
-      const int64_t begin = __shfl_sync(~0u, info.begin, b);
-      const uint32_t kept = __shfl_sync(~0u, info.kept, b);
-      if (kept)
-        rows.copy([&](int token) { return kept >> token & 1 ? begin + token * side.token_stride : -1; },
-                  [&](int token, int chunk) {
-                    const int row = block_row<C>(b, token);
-                    return to + row / 64 * 64 * C::kQueryRowBytes +
-                           swizzled<C::kQueryAtomBytes>(C::kOperandRows, row % 64, chunk);
-                  });
+    for (; place.block < C::kBlocks; ++place.block) {
+      const int64_t begin = __shfl_sync(~0u, info.begin, place.block);
+      const uint32_t kept = __shfl_sync(~0u, info.kept, place.block);
+      if (kept) rows.copy(begin, [&](int token) { return kept >> token & 1; }, place);
     }
     ptx::fence_async_proxy();
     if constexpr (kColumns == Columns::norms) {
@@ -226,10 +242,10 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     char* tile = this->tile();
     flags |= keep_columns(unit.document, first, tokens);
     const int chunks = C::kWidens && side.dtype == DType::bit ? 1 : this->atoms(side) * (C::kAtomBytes / 16);
-    const Rows rows{side, this->args.document_bytes, C::N, chunks, loader()};
-    const int64_t begin = unit.document.begin + first * side.token_stride;
-    rows.copy([&](int row) { return row < tokens ? begin + row * side.token_stride : -1; },
-              [&](int row, int chunk) { return tile + this->kArrival + swizzled<C::kAtomBytes>(C::N, row, chunk); });
+    const Rows rows{side, this->args.document_end, C::N, chunks, loader()};
+    rows.copy(
+        unit.document.begin + first * side.token_stride, [&](int row) { return row < tokens; },
+        DocumentPlace{held_address(tile + this->kArrival)});
     if constexpr (C::kWidens) {
       sync_loaders();  // a row's chunks come from several warps
       with_stored(side.dtype, [&](auto dtype) {

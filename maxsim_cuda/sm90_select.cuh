@@ -89,12 +89,13 @@ bool follow_one_another(const Segments& side) {
          reinterpret_cast<uintptr_t>(side.data) % 16 == 0;
 }
 
-// Bytes from the first to the last of a side's rows, where features follow one another.
-int64_t bytes_of(const Segments& side) {
+// Behind the last of a side's rows, whose features follow one another.
+const char* end_of(const Segments& side) {
+  const SegmentStride stride = side.packed() ? SegmentStride{} : side.segment_stride;
   const int64_t outer = side.packed() ? 1 : side.count / side.inner;
-  const int64_t last =
-      side.packed() ? 0 : (outer - 1) * side.segment_stride.outer + (side.inner - 1) * side.segment_stride.inner;
-  return (last + (side.extent - 1) * side.token_stride + row_elements(side)) * element_size(side.dtype);
+  const int64_t last = (outer - 1) * stride.outer + (side.inner - 1) * stride.inner;
+  return static_cast<const char*>(side.data) +
+         (last + (side.extent - 1) * side.token_stride + row_elements(side)) * element_size(side.dtype);
 }
 
 template <class C, class T, bool kArgmax, Columns kColumns>
@@ -109,13 +110,13 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   const Segments& documents = args.problem.documents;
   CUtensorMap query_map{}, document_map{}, tail_map{};
   Sm90Args mapped{args};
-  mapped.query_bytes = bytes_of(args.problem.queries);
-  mapped.document_bytes = bytes_of(documents);
+  mapped.query_end = end_of(args.problem.queries);
+  mapped.document_end = end_of(documents);
   mapped.signs = C::kWidens && documents.dtype == DType::bit && follow_one_another(documents);
   mapped.tma = describe(args.problem.queries, C::kQueryBoxRows, &query_map, C::kQueryAtomBytes) &&
                (mapped.signs || ((C::kTogether ? describe_whole(documents, C::N, &document_map)
-                                                    : describe(documents, C::N, &document_map, C::kAtomBytes)) &&
-                                      (kOnlyOne<C> || describe(documents, 8, &tail_map, C::kAtomBytes))));
+                                               : describe(documents, C::N, &document_map, C::kAtomBytes)) &&
+                                 (kOnlyOne<C> || describe(documents, 8, &tail_map, C::kAtomBytes))));
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
   // A short stream that is read once leaves L2 to others: their dirty lines need not be written back to make room. A

@@ -3,139 +3,134 @@
 #pragma once
 
 #include "ptx/load.cuh"
+#include "ptx/shared.cuh"
 #include "sm90_shared.cuh"
 
 namespace maxsim {
 namespace cuda {
 
-// The 16-byte chunks of an operand's rows, shared out to kThreads threads. row_of(row): the element of a side where a row
-// begins, or -1 for zeros. place(row, chunk): where in shared memory that chunk goes. kBatch: pairs of chunks whose bytes
-// are on their way before the first is looked at, which is what hides the time that memory takes.
+// Two neighbouring 16-byte chunks of a row, whose bytes lie in three aligned words of 16 bytes.
+struct ChunkPair {
+  int skipped;  // bytes before its first one, in the first word
+  uint32_t words[12];
+
+  // The words that hold the first `bytes` from there on.
+  __device__ __forceinline__ void load(const char* from, int bytes) {
+    skipped = static_cast<int>(reinterpret_cast<uintptr_t>(from)) & 15;
+    const char* aligned = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(from) & ~uintptr_t{15});
+    const int behind = bytes > 0 ? skipped + bytes : 0;
+    ptx::load_16_if<0>(behind > 0, aligned, words);
+    ptx::load_16_if<16>(behind > 16, aligned, words + 4);
+    ptx::load_16_if<32>(behind > 32, aligned, words + 8);
+  }
+  // Its bytes from the first on, as far as `kept` says.
+  __device__ __forceinline__ void align(const uint32_t (&kept)[8], uint4 (&out)[2]) const {
+    uint32_t word[12], chunk[8];
+#pragma unroll
+    for (int i = 0; i < 10; ++i) word[i] = skipped & 8 ? words[i + 2] : words[i];
+#pragma unroll
+    for (int i = 0; i < 9; ++i) word[i] = skipped & 4 ? word[i + 1] : word[i];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) chunk[i] = __funnelshift_r(word[i], word[i + 1], skipped * 8) & kept[i];
+    out[0] = make_uint4(chunk[0], chunk[1], chunk[2], chunk[3]);
+    out[1] = make_uint4(chunk[4], chunk[5], chunk[6], chunk[7]);
+  }
+};
+
+// An operand's rows, shared out to kThreads threads. kBatch: pairs of chunks that a thread has on their way before it
+// looks at the first, which is what hides the time that memory takes. The loops are short: what they read again and
+// again has to stay where instructions are read from.
 template <int kThreads, int kBatch>
 struct UnmappedRows {
   const Segments& side;
-  int64_t side_bytes;  // from the first to the last of all rows
-  int rows, chunks;    // of the operand
+  const char* end;   // behind the last of all the side's rows
+  int rows, chunks;  // of the operand
   int thread;
 
-  template <class RowOf, class Place>
-  __device__ __forceinline__ void copy(const RowOf& row_of, const Place& place) const {
+  // Rows begin at the side's element `first` and a token stride apart; those that keeps(row) does not want become
+  // zeros. place(row, chunk): the shared address of a chunk.
+  template <class Keeps, class Place>
+  __device__ __forceinline__ void copy(int64_t first, const Keeps& keeps, const Place& place) const {
     const int size = static_cast<int>(element_size(side.dtype));
     if (side.feature_stride == 1)
-      copy_pairs(size, row_of, place);
+      copy_pairs(static_cast<const char*>(side.data) + first * size, size, keeps, place);
     else if (size == 4)
-      copy_features<uint32_t>(row_of, place);
+      copy_features<uint32_t>(first, keeps, place);
     else if (size == 2)
-      copy_features<uint16_t>(row_of, place);
+      copy_features<uint16_t>(first, keeps, place);
     else
-      copy_features<uint8_t>(row_of, place);
+      copy_features<uint8_t>(first, keeps, place);
   }
 
  private:
-  // Features that follow one another: two neighbouring chunks lie in three aligned words of 16 bytes.
-  struct Pair {
-    const char* from;  // its first byte
-    int bytes;         // that belong to the row, from there on, or fewer than one
-    uint4 words[3];
-
-    __device__ __forceinline__ const char* word(int i) const {
-      return reinterpret_cast<const char*>((reinterpret_cast<uintptr_t>(from) & ~uintptr_t{15}) + i * 16);
-    }
-    // Words that end behind the last of all rows are nobody's as a whole.
-    __device__ __forceinline__ void load(const char* end) {
-#pragma unroll
-      for (int i = 0; i < 3; ++i) {
-        words[i] = make_uint4(0, 0, 0, 0);
-        if (bytes > 0 && word(i) < from + bytes && word(i) + 16 <= end) words[i] = ptx::load_16_now(word(i));
-      }
-    }
-    __device__ __forceinline__ void load_last(const char* end) {
-#pragma unroll
-      for (int i = 0; i < 3; ++i)
-        if (bytes > 0 && word(i) < from + bytes && word(i) + 16 > end) {
-          uint32_t part[4] = {};
-#pragma unroll
-          for (int k = 0; k < 16; ++k)
-            if (word(i) + k < from + bytes)
-              part[k / 4] |= static_cast<uint32_t>(static_cast<uint8_t>(word(i)[k])) << k % 4 * 8;
-          words[i] = make_uint4(part[0], part[1], part[2], part[3]);
-        }
-    }
-    // Its bytes from the first on, and zeros where the row has no more.
-    __device__ __forceinline__ void align(uint4 (&out)[2]) const {
-      const int skipped = static_cast<int>(reinterpret_cast<uintptr_t>(from) & 15);
-      uint32_t word[12], chunk[8];
-#pragma unroll
-      for (int i = 0; i < 3; ++i) {
-        word[4 * i] = words[i].x, word[4 * i + 1] = words[i].y;
-        word[4 * i + 2] = words[i].z, word[4 * i + 3] = words[i].w;
-      }
-#pragma unroll
-      for (int i = 0; i < 10; ++i) word[i] = skipped & 8 ? word[i + 2] : word[i];
-#pragma unroll
-      for (int i = 0; i < 9; ++i) word[i] = skipped & 4 ? word[i + 1] : word[i];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) chunk[i] = __funnelshift_r(word[i], word[i + 1], skipped % 4 * 8);
-      if (bytes < 32)
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          const int kept = bytes - i * 4;
-          chunk[i] = kept >= 4 ? chunk[i] : kept > 0 ? chunk[i] & (1u << kept * 8) - 1 : 0;
-        }
-      out[0] = make_uint4(chunk[0], chunk[1], chunk[2], chunk[3]);
-      out[1] = make_uint4(chunk[4], chunk[5], chunk[6], chunk[7]);
-    }
-  };
-
-  template <class RowOf, class Place>
-  __device__ __forceinline__ void copy_pairs(int size, const RowOf& row_of, const Place& place) const {
-    const char* data = static_cast<const char*>(side.data);
+  // A thread has the same pair of several rows.
+  template <class Keeps, class Place>
+  __device__ __forceinline__ void copy_pairs(const char* first, int size, const Keeps& keeps,
+                                             const Place& place) const {
     const int row_bytes = static_cast<int>(row_elements(side)) * size, pairs = (chunks + 1) / 2;
+    const int pair = thread % pairs, step = kThreads / pairs, bytes = max(0, min(row_bytes - pair * 32, 32));
+    if (thread >= step * pairs) return;
+    const int64_t stride = side.token_stride * size;
+    // A row's last word may end behind the last row of all.
+    const bool near_end = first + (rows - 1) * stride + row_bytes + 15 > end;
+    uint32_t kept[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) kept[i] = __funnelshift_lc(~0u, 0, min(max(bytes - i * 4, 0), 4) * 8);
+    first += pair * 32;
 #pragma unroll 1
-    for (int first = thread; first < rows * pairs; first += kThreads * kBatch) {
-      Pair pair[kBatch];
-      int row[kBatch];
+    for (int begin = thread / pairs; begin < rows; begin += step * kBatch) {
+      ChunkPair loaded[kBatch];
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
-        row[b] = (first + b * kThreads) / pairs;
-        const int64_t element = row[b] < rows ? row_of(row[b]) : -1;
-        const int skipped = (first + b * kThreads - row[b] * pairs) * 32;
-        pair[b].from = data + max(element, int64_t{0}) * size + skipped;
-        pair[b].bytes = element < 0 ? 0 : row_bytes - skipped;
-        pair[b].load(data + side_bytes);
+        const int row = begin + b * step;
+        const char* from = first + row * stride;
+        int wanted = row < rows && keeps(row) ? bytes : 0;
+        if (near_end && from + bytes + 15 > end) wanted = 0;
+        loaded[b].load(from, wanted);
       }
 #pragma unroll
       for (int b = 0; b < kBatch; ++b)
-        if (row[b] < rows) {
-          pair[b].load_last(data + side_bytes);
-          const int chunk = (first + b * kThreads - row[b] * pairs) * 2;
+        if (const int row = begin + b * step; row < rows) {
           uint4 out[2];
-          pair[b].align(out);
-          *reinterpret_cast<uint4*>(place(row[b], chunk)) = out[0];
-          if (chunk + 1 < chunks) *reinterpret_cast<uint4*>(place(row[b], chunk + 1)) = out[1];
+          loaded[b].align(kept, out);
+          ptx::store_shared_16(place(row, pair * 2), out[0]);
+          if (pair * 2 + 1 < chunks) ptx::store_shared_16(place(row, pair * 2 + 1), out[1]);
         }
     }
+    if (near_end) copy_last(first, stride, pair, bytes, keeps, place);
+  }
+
+  // What could not be loaded by whole words, byte by byte.
+  template <class Keeps, class Place>
+  __device__ __forceinline__ void copy_last(const char* first, int64_t stride, int pair, int bytes, const Keeps& keeps,
+                                            const Place& place) const {
+    const int pairs = (chunks + 1) / 2, step = kThreads / pairs;
+#pragma unroll 1
+    for (int row = thread / pairs; row < rows; row += step)
+      if (const char* from = first + row * stride; keeps(row) && from + bytes + 15 > end)
+#pragma unroll 1
+        for (int i = 0; i < bytes; ++i)
+          ptx::store_shared_1(place(row, pair * 2 + i / 16) + i % 16, static_cast<uint8_t>(from[i]));
   }
 
   // One by one. Where neighbouring tokens are nearer than neighbouring features, neighbouring threads have the former.
-  template <class Bits, class RowOf, class Place>
-  __device__ __forceinline__ void copy_features(const RowOf& row_of, const Place& place) const {
+  template <class Bits, class Keeps, class Place>
+  __device__ __forceinline__ void copy_features(int64_t first, const Keeps& keeps, const Place& place) const {
     constexpr int kCount = 16 / sizeof(Bits);
     const bool across = side.token_stride < side.feature_stride;
-    const Bits* data = static_cast<const Bits*>(side.data);
+    const Bits* data = static_cast<const Bits*>(side.data) + first;
     const int features = static_cast<int>(row_elements(side));
-#pragma unroll 2
+#pragma unroll 1
     for (int i = thread; i < rows * chunks; i += kThreads) {
       const int row = across ? i % rows : i / chunks, chunk = across ? i / rows : i % chunks;
-      const int64_t element = row_of(row);
+      const int count = keeps(row) ? features - chunk * kCount : 0;
+      const Bits* from = data + row * side.token_stride + chunk * kCount * side.feature_stride;
       uint4 value = make_uint4(0, 0, 0, 0);
       Bits* part = reinterpret_cast<Bits*>(&value);
-      if (element >= 0)
 #pragma unroll
-        for (int k = 0; k < kCount; ++k)
-          if (const int feature = chunk * kCount + k; feature < features)
-            part[k] = data[element + feature * side.feature_stride];
-      *reinterpret_cast<uint4*>(place(row, chunk)) = value;
+      for (int k = 0; k < kCount; ++k)
+        if (k < count) part[k] = from[k * side.feature_stride];
+      ptx::store_shared_16(place(row, chunk), value);
     }
   }
 };

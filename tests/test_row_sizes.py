@@ -1,6 +1,6 @@
-"""Embeddings of more than 128 features, which some paths multiply by kernels of their own, and of numbers that 8 does not
-divide, so that rows begin where copy engines do not count from. Documents of several tiles, queries of several blocks,
-every layout; and bits that depend on nothing but the pair."""
+"""Embeddings of more than 128 features, which some paths multiply by kernels of their own, and of numbers that 8 does
+not divide, so that rows begin where copy engines do not count from. Documents of several tiles, queries of several
+blocks, every layout; and bits that depend on nothing but the pair."""
 
 from __future__ import annotations
 

@@ -104,7 +104,9 @@ def _strided_views(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         "segments inside": tensor.transpose(0, 1).contiguous().transpose(0, 1),
         "unaligned": unaligned,
         "among other features": among_others[..., 1:-2],
-        "parts of rows apart": parts_of_rows_apart[:, :-5].unflatten(1, tensor.shape[-2:]).unflatten(0, tensor.shape[:-2]),
+        "parts of rows apart": parts_of_rows_apart[:, :-5]
+        .unflatten(1, tensor.shape[-2:])
+        .unflatten(0, tensor.shape[:-2]),
     }
 
 

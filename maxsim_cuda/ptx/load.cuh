@@ -18,6 +18,23 @@ __device__ __forceinline__ int load_byte_if(bool there, const void* global) {
   return byte;
 }
 
+// Sixteen bytes that lie kOffset behind an address, or zeros with nothing read.
+template <int kOffset>
+__device__ __forceinline__ void load_16_if(bool there, const void* global, uint32_t* out) {
+  asm volatile(
+      "{\n"
+      ".reg .pred there;\n"
+      "setp.ne.s32 there, %5, 0;\n"
+      "mov.b32 %0, 0;\n"
+      "mov.b32 %1, 0;\n"
+      "mov.b32 %2, 0;\n"
+      "mov.b32 %3, 0;\n"
+      "@there ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4 + %6];\n"
+      "}"
+      : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+      : "l"(global), "r"(static_cast<int>(there)), "n"(kOffset));
+}
+
 // Sixteen bytes that nobody writes meanwhile, loaded here and not where they are first used.
 __device__ __forceinline__ uint4 load_16_now(const void* global) {
   uint4 out;

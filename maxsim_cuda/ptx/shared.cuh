@@ -44,6 +44,10 @@ __device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
   return out;
 }
 
+__device__ __forceinline__ void store_shared_1(uint32_t address, uint32_t byte) {
+  asm volatile("st.shared.u8 [%0], %1;" ::"r"(address), "r"(byte) : "memory");
+}
+
 __device__ __forceinline__ void store_shared_16(uint32_t address, const uint4& value) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(value.x), "r"(value.y), "r"(value.z),
                "r"(value.w)
