@@ -133,6 +133,17 @@ def quantised() -> None:
             maxsim.quantised.score_with_argmax(*sides)
 
 
+def unmapped() -> None:
+    """On Hopper: rows that no tensor map describes, of which the last one ends where its memory does."""
+    exact("sm90", [101])
+    with maxsim.paths.force("sm90"):
+        for name, dim in itertools.product(hq.FORMATS, (50, 101)):
+            for queries, documents in (([9, 0, 33], [21, 1, 0, 140, 5, 33]), ([20] * 9, [30] * 7)):
+                sides = hq.quantise(maxsim, name, Batch.random(queries, documents, dim, device=DEVICE))
+                for layout in (hq.cross_lengths, hq.varlen):
+                    stored(layout(sides, DEVICE))
+
+
 def stored(laid: hq.Laid) -> None:
     maxsim.quantised.score(*laid.sides, **laid.options)
     maxsim.quantised.score_with_argmax(*laid.sides, **laid.options)
@@ -236,5 +247,6 @@ def searching() -> None:
 
 
 FAMILIES: dict[str, Callable[[], None]] = {
-    f.__name__: f for f in (hopper, others, anywhere, quantised, learning, softly, compressed, hidden, searching)
+    f.__name__: f
+    for f in (hopper, others, anywhere, unmapped, quantised, learning, softly, compressed, hidden, searching)
 }
