@@ -1,4 +1,4 @@
-"""Quantised batches in every layout, and the float64 tensors that they stand for.
+"""Quantised batches in every layout, the float64 tensors that they stand for, and what scores and winners have to be.
 Tokens are quantised once, one after another, and laid out as they are stored; padding is poison."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
-from helpers import Batch
+from helpers import Batch, truth
 from torch import Tensor
 
 POISON = 0x7F  # NaN in e4m3 and in e5m2, a large number in an integer
@@ -250,3 +250,27 @@ def listed(s: Sides, device: str) -> Laid:
 
 
 LAYOUTS = [cross_masked, cross_lengths, slab, varlen, mixed, listed]
+
+
+def assert_scores(scores: Tensor, pairs: list, batch: Batch, limit: float, empty_score: float = 0.0) -> None:
+    assert scores.dtype is torch.float32 and scores.numel() == len(pairs)
+    for (i, j), score in zip(pairs, scores.flatten().tolist(), strict=True):
+        want = truth(batch.queries[i], batch.documents[j], empty_score=empty_score)
+        error = abs(score - want.score.item())
+        assert error <= limit * want.scale, f"pair {i, j}: {score} is {error / want.scale:.1e} off {want.score.item()}"
+
+
+def assert_winners(argmax: Tensor, pairs: list, batch: Batch, limit: float) -> None:
+    """Each winner's similarity is the greatest there is, as far as `limit` can tell."""
+    for (i, j), row in zip(pairs, argmax.flatten(0, -2).cpu(), strict=True):
+        query, document = batch.queries[i].cpu(), batch.documents[j].cpu()
+        assert (row[len(query) :] == -1).all()
+        if len(document) == 0 or len(query) == 0:
+            assert (row == -1).all()
+            continue
+        winners = row[: len(query)].long()
+        assert ((winners >= 0) & (winners < len(document))).all()
+        similarities = query @ document.T
+        short = similarities.amax(-1) - similarities.gather(1, winners[:, None])[:, 0]
+        size = query.norm(dim=-1) * document.norm(dim=-1).max()
+        assert (short <= 2 * limit * size).all()

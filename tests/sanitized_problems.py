@@ -134,7 +134,7 @@ def quantised() -> None:
 
 
 def unmapped() -> None:
-    """On Hopper: rows that no tensor map describes, of which the last one ends where its memory does."""
+    """On Hopper: rows that no tensor map describes, and no memory behind the last of them."""
     exact("sm90", [101])
     with maxsim.paths.force("sm90"):
         for name, dim in itertools.product(hq.FORMATS, (50, 101)):

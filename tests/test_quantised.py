@@ -6,35 +6,12 @@ import helpers_quantised as hq
 import pytest
 import torch
 from helpers import Batch, truth
+from helpers_quantised import assert_scores, assert_winners
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 DIMS = [1, 16, 32, 48, 64, 100, 128, 129, 320]
-
-
-def assert_scores(scores: Tensor, pairs: list, batch: Batch, limit: float, empty_score: float = 0.0) -> None:
-    assert scores.dtype is torch.float32 and scores.numel() == len(pairs)
-    for (i, j), score in zip(pairs, scores.flatten().tolist(), strict=True):
-        want = truth(batch.queries[i], batch.documents[j], empty_score=empty_score)
-        error = abs(score - want.score.item())
-        assert error <= limit * want.scale, f"pair {i, j}: {score} is {error / want.scale:.1e} off {want.score.item()}"
-
-
-def assert_winners(argmax: Tensor, pairs: list, batch: Batch, limit: float) -> None:
-    """Each winner's similarity is the greatest there is, as far as `limit` can tell."""
-    for (i, j), row in zip(pairs, argmax.flatten(0, -2).cpu(), strict=True):
-        query, document = batch.queries[i].cpu(), batch.documents[j].cpu()
-        assert (row[len(query) :] == -1).all()
-        if len(document) == 0 or len(query) == 0:
-            assert (row == -1).all()
-            continue
-        winners = row[: len(query)].long()
-        assert ((winners >= 0) & (winners < len(document))).all()
-        similarities = query @ document.T
-        short = similarities.amax(-1) - similarities.gather(1, winners[:, None])[:, 0]
-        size = query.norm(dim=-1) * document.norm(dim=-1).max()
-        assert (short <= 2 * limit * size).all()
 
 
 def ragged(dim: int, device: str) -> Batch:

@@ -7,7 +7,7 @@ import helpers_quantised as hq
 import pytest
 import torch
 from helpers import Batch
-from test_quantised import assert_scores, assert_winners
+from helpers_quantised import assert_scores, assert_winners
 from torch import Tensor
 
 FORMS = [f"{kind}_{dtype}" for kind in ("affine", "symmetric", "one_scale") for dtype in ("f16", "bf16")]
