@@ -12,10 +12,16 @@
 
 namespace maxsim {
 namespace cuda {
+
+static thread_local int device_in_use = -1;
+
+DeviceInUse::DeviceInUse(int index) : before_(device_in_use) { device_in_use = index; }
+DeviceInUse::~DeviceInUse() { device_in_use = before_; }
+
 const Device& current_device() {
   static Device devices[kDevices];
-  int index = 0;
-  check(cudaGetDevice(&index), "cudaGetDevice");
+  int index = device_in_use;
+  if (index < 0) check(cudaGetDevice(&index), "cudaGetDevice");
   if (index >= kDevices) throw std::runtime_error("no more than 64 GPUs in a process");
   Device& device = devices[index];
   device.index = index;

@@ -42,6 +42,18 @@ struct Device {
 };
 // Asked of the driver once for each device.
 const Device& current_device();
+// Tells this thread which device is the current one for as long as it lives: asking the runtime, a dozen times a call,
+// is what a short call notices.
+class DeviceInUse {
+ public:
+  explicit DeviceInUse(int index);
+  ~DeviceInUse();
+  DeviceInUse(const DeviceInUse&) = delete;
+  DeviceInUse& operator=(const DeviceInUse&) = delete;
+
+ private:
+  int before_;
+};
 // Blocks for as much work, at most so many an SM.
 unsigned grid(int64_t wanted, int per_sm);
 

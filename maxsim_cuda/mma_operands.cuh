@@ -5,6 +5,7 @@
 #include "blocks.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/mma.cuh"
+#include "ptx/shared.cuh"
 #include "row_max.cuh"
 
 namespace maxsim {
@@ -19,6 +20,43 @@ __device__ __forceinline__ void multiply_step(float* products, const uint32_t (&
   float (&c)[4] = reinterpret_cast<float (&)[4]>(*products);
   ptx::mma<T>(c, rows[0], b[0]);
   ptx::mma<T>(c, rows[1], b[1]);
+}
+
+// Tokens of a tile in shared memory, rows of kPitch bytes, as each lane meets them: those of every other row have their
+// halves of 64 bytes exchanged, so that eight lanes meet all banks.
+template <int kPitch>
+struct TilePieces {
+  uint32_t at[2];
+
+  __device__ __forceinline__ explicit TilePieces(uint32_t tile) {
+    const int lane = threadIdx.x % 32;
+    at[0] = tile + lane / 4 * kPitch + (lane % 4 + lane / 4 % 2 * 4) * 16;
+    at[1] = at[0] ^ 64;
+  }
+  __device__ __forceinline__ static int place(int row, int piece) {
+    return row * kPitch + (piece ^ (row % 2 * 4)) * 16;
+  }
+  // Of row lane / 4 of eight rows.
+  __device__ __forceinline__ uint4 load(int step, int eight) const {
+    return ptx::load_shared_16(at[step % 2] + step / 2 * 128 + eight * 8 * kPitch);
+  }
+};
+
+// Of the first `eights` of a tile; products of others are below all that are.
+template <class T, int kPitch, int kSteps, int kCount>
+__device__ __forceinline__ void multiply_tile(float (&products)[2][kCount], const uint32_t (&operands)[2][kSteps][2][4],
+                                              const TilePieces<kPitch>& tokens, int eights = kCount / 4) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) products[0][i] = products[1][i] = i / 4 < eights ? 0.f : -INFINITY;
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+    for (int group = 0; group < kCount / 4; ++group) {
+      if (group >= eights) break;
+      const uint4 token = tokens.load(step, group);
+#pragma unroll
+      for (int tile = 0; tile < 2; ++tile) multiply_step<T>(&products[tile][group * 4], operands[tile][step], token);
+    }
 }
 
 // Sum of squares of a row, by the four lanes that share it. Every kernel takes it in this order.
@@ -82,17 +120,24 @@ struct QueryRows {
 
   __device__ __forceinline__ void load(const ForwardArgs& args, const BlockInfo& block) {
     const Pieces queries(args.problem.queries);
+    load_rows(block.kept, args.problem.normalize, [&](int row, int piece) {
+      return queries.load(queries.at(block.begin + row * args.problem.queries.token_stride), piece);
+    });
+  }
+
+  // Of the rows `kept`, whose pieces are load(row, piece).
+  template <class Load>
+  __device__ __forceinline__ void load_rows(uint32_t kept, bool normalize, const Load& load) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = tile * 16 + half * 8 + lane / 4;
-        const char* from = queries.at(block.begin + row * args.problem.queries.token_stride);
         uint4 pieces[kSteps];
 #pragma unroll
         for (int step = 0; step < kSteps; ++step)
-          pieces[step] = block.kept >> row & 1 ? queries.load(from, step * 4 + lane % 4) : make_uint4(0, 0, 0, 0);
+          pieces[step] = kept >> row & 1 ? load(row, step * 4 + lane % 4) : make_uint4(0, 0, 0, 0);
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
           // Shuffled to where they are: otherwise they stay in the registers that a wide load fills, and are moved
@@ -102,7 +147,7 @@ struct QueryRows {
           operands[tile][step][1][half] = __shfl_sync(~0u, pieces[step].z, lane);
           operands[tile][step][1][2 + half] = __shfl_sync(~0u, pieces[step].w, lane);
         }
-        if (args.problem.normalize) scale[tile][half] = inverse_norm(square_of<T>(pieces));
+        if (normalize) scale[tile][half] = inverse_norm(square_of<T>(pieces));
       }
   }
 
@@ -135,23 +180,30 @@ struct QueryRows {
     return true;
   }
 
-  // The document has met all rows.
-  __device__ __forceinline__ void finish(const ForwardArgs& args, const BlockInfo& block, int64_t target, bool valid) {
+  // The maximum of row `lane`, and its winner.
+  __device__ __forceinline__ float row_maximum(bool normalize, int32_t& winner) {
     const int lane = threadIdx.x % 32, from = lane % 8 * 4;
     float value = 0.f;
-    int32_t winner = -1;
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile) {
       best[tile].reduce();
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float own = best[tile].best[half];
-        if (args.problem.normalize) own *= scale[tile][half];
+        if (normalize) own *= scale[tile][half];
         own = __shfl_sync(~0u, own, from);
         const int32_t other = kArgmax ? __shfl_sync(~0u, best[tile].winner[half], from) : 0;
         if (lane / 8 == tile * 2 + half) value = own, winner = other;
       }
     }
+    return value;
+  }
+
+  // The document has met all rows.
+  __device__ __forceinline__ void finish(const ForwardArgs& args, const BlockInfo& block, int64_t target, bool valid) {
+    const int lane = threadIdx.x % 32;
+    int32_t winner = -1;
+    const float value = row_maximum(args.problem.normalize, winner);
     if (block.query >= 0) {
       const bool counts = block.kept >> lane & 1;
       if (kArgmax)

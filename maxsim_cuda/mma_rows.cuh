@@ -145,7 +145,7 @@ struct MmaRowsWarp {
     const int copy = threadIdx.x % C::kCopies, row0 = threadIdx.x / C::kCopies;
     const int64_t row_step = C::kRowsACopy * side.token_stride * 2;
     const char* source = documents.at(begin + row0 * side.token_stride);
-    char* to = ring + stage * width * C::kPitch + row0 * C::kPitch + (copy ^ (row0 % 2 * 4)) * 16;
+    char* to = ring + stage * width * C::kPitch + TilePieces<C::kPitch>::place(row0, copy);
     const int filled = max(rows + C::kColumns - 1, C::kColumns) / C::kColumns * C::kColumns;
     if (documents.aligned) {
       source += copy * 16;
@@ -182,26 +182,15 @@ struct MmaRowsWarp {
 
   // Of kColumns tokens at a shared address.
   __device__ __forceinline__ void multiply(uint32_t tokens) {
-    const uint32_t even = tokens + lane / 4 * C::kPitch + (lane % 4 + lane / 4 % 2 * 4) * 16, at[2] = {even, even ^ 64};
+    const TilePieces<C::kPitch> pieces(tokens);
     float squares[C::kGroups];
-#pragma unroll
-    for (int i = 0; i < C::kGroups * 4; ++i) products[0][i] = products[1][i] = 0.f;
-#pragma unroll
-    for (int step = 0; step < C::kSteps; ++step)
-#pragma unroll
-      for (int group = 0; group < C::kGroups; ++group) {
-        const uint4 token = ptx::load_shared_16(at[step % 2] + step / 2 * 128 + group * 8 * C::kPitch);
-#pragma unroll
-        for (int tile = 0; tile < 2; ++tile)
-          multiply_step<T>(&products[tile][group * 4], queries.operands[tile][step], token);
-      }
+    multiply_tile<T>(products, queries.operands, pieces);
     if (!args.problem.normalize) return;
 #pragma unroll
     for (int group = 0; group < C::kGroups; ++group) {
       uint4 token[C::kSteps];
 #pragma unroll
-      for (int step = 0; step < C::kSteps; ++step)
-        token[step] = ptx::load_shared_16(at[step % 2] + step / 2 * 128 + group * 8 * C::kPitch);
+      for (int step = 0; step < C::kSteps; ++step) token[step] = pieces.load(step, group);
       squares[group] = square_of<T>(token);
       const float factor = inverse_norm(squares[group]);
       const float even = __shfl_sync(~0u, factor, lane % 4 * 8), odd = __shfl_sync(~0u, factor, lane % 4 * 8 + 4);

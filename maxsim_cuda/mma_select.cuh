@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "launch.h"
+#include "mma_dense.cuh"
 #include "mma_forward.cuh"
 #include "mma_rows.cuh"
 #include "mma_select.h"
@@ -98,8 +99,56 @@ void launch_rows_form(const ForwardArgs& args, cudaStream_t stream) {
   args.argmax ? launch_rows<C, T, true>(args, stream) : launch_rows<C, T, false>(args, stream);
 }
 
+// Whether a side is padded with every token kept, and its rows are pieces of 16 bytes.
+bool plain_rows(const Segments& side) {
+  const int64_t strides = side.token_stride | side.segment_stride.inner | side.segment_stride.outer | side.dim;
+  return !side.packed() && !side.lengths && !side.mask && side.feature_stride == 1 && strides % 8 == 0 &&
+         reinterpret_cast<uintptr_t>(side.data) % 16 == 0;
+}
+
+template <class C>
+bool takes_dense(const ForwardArgs& args) {
+  const Problem& problem = args.problem;
+  const Segments& documents = problem.documents;
+  return blocks_per_document(args) == 1 && problem.pairing != Pairing::list && !problem.normalize && !args.argmax &&
+         plain_rows(problem.queries) && plain_rows(documents) && documents.extent >= 8 && problem.queries.extent >= 1 &&
+         documents.count <= INT32_MAX;
+}
+
+template <class C, class T>
+void launch_dense(const ForwardArgs& args, cudaStream_t stream) {
+  const Segments &queries = args.problem.queries, &documents = args.problem.documents;
+  const auto kernel = mma_dense_forward<C, T>;
+  const Device& device = current_device();
+  const int room =
+      std::min(device.shared_bytes, device.sm_shared_bytes - 1024) - static_cast<int>(sizeof(MmaDenseShared<C>));
+  const int warps = std::min(C::kMostWarps, room / C::kRingBytes), bytes = warps * C::kRingBytes;
+  const int64_t blocks =
+      std::min<int64_t>(documents.count, int64_t{device.sms} * blocks_an_sm(kernel, warps * 32, bytes));
+  MmaDenseArgs dense{};
+  dense.documents = static_cast<const char*>(documents.data);
+  dense.queries = static_cast<const char*>(queries.data);
+  dense.token_stride = documents.token_stride * 2;
+  const bool cross = args.problem.pairing == Pairing::cross;
+  dense.document_stride = (cross ? documents.segment_stride.outer : documents.segment_stride.inner) * 2;
+  dense.slab_stride = documents.segment_stride.outer * 2;
+  dense.query_token_stride = queries.token_stride * 2;
+  dense.query_stride = queries.segment_stride.outer * 2;
+  dense.scores = args.scores;
+  dense.units = static_cast<uint32_t>(documents.count);
+  dense.share = static_cast<uint32_t>(documents.count / blocks);
+  dense.of_a_query = static_cast<uint32_t>(cross ? documents.count : documents.inner);
+  dense.tokens = static_cast<int32_t>(documents.extent);
+  dense.query_tokens = static_cast<int32_t>(queries.extent);
+  dense.pieces = static_cast<int32_t>(documents.dim / 8);
+  dense.pass_through = documents.count * documents.extent * documents.dim * 2 < int64_t{4} * device.l2_bytes;
+  kernel<<<static_cast<unsigned>(blocks), warps * 32, bytes, stream>>>(dense);
+  check(cudaGetLastError(), "mma_dense_forward");
+}
+
 template <class T, int kSteps>
 void select_rows(const ForwardArgs& args, cudaStream_t stream) {
+  if (takes_dense<MmaDenseConfig<kSteps>>(args)) return launch_dense<MmaDenseConfig<kSteps>, T>(args, stream);
   if (blocks_per_document(args) <= 1) return launch_rows_form<MmaRowsLean<kSteps>, T>(args, stream);
   launch_rows_form<MmaRowsWide<kSteps>, T>(args, stream);
 }

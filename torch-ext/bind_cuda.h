@@ -8,6 +8,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "../maxsim_cuda/launch.h"
 #include "torch_binding.h"
 
 namespace maxsim {
@@ -15,9 +16,10 @@ namespace maxsim {
 // The tensors' device and torch's current stream there, for as long as it lives.
 struct __attribute__((visibility("hidden"))) Launch {
   std::optional<torch::stable::accelerator::DeviceGuard> guard;  // only where the tensors live on another device
+  const cuda::DeviceInUse in_use;
   cudaStream_t stream;
 
-  explicit Launch(const Tensor& on) : stream(nullptr) {
+  explicit Launch(const Tensor& on) : in_use(on.get_device_index()), stream(nullptr) {
     int current_device = -1;
     const int32_t device = on.get_device_index();
     if (cudaGetDevice(&current_device) != cudaSuccess || current_device != device) guard.emplace(device);

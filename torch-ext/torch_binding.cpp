@@ -18,24 +18,30 @@ int64_t available_paths() {
 #endif
 }
 
+// `forward` of padded tokens and no option. Each argument of an op costs the host, whether it was given or not.
+template <auto* forward>
+maxsim::Tensor plain(const maxsim::Tensor& queries, const maxsim::Tensor& documents) {
+  const maxsim::MaybeTensor none;
+  return forward(queries, documents, none, none, none, none, none, none, none, none, /*normalize=*/false,
+                 /*empty_score=*/0.0, /*path=*/0, /*allow_tf32=*/false);
+}
+
 }  // namespace
 
-// `absent` is "=None" where every argument behind has a default too.
-#define MAXSIM_PROBLEM_SCHEMA(absent)                                                                  \
-  "Tensor queries, Tensor documents, Tensor? query_offsets" absent ", Tensor? document_offsets" absent \
-  ", Tensor? query_lengths" absent ", Tensor? document_lengths" absent ", Tensor? query_mask" absent   \
-  ", Tensor? document_mask" absent ", Tensor? pair_queries" absent ", Tensor? pair_documents" absent
+#define MAXSIM_PROBLEM_SCHEMA                                                                                          \
+  "Tensor queries, Tensor documents, Tensor? query_offsets, Tensor? document_offsets, Tensor? query_lengths, Tensor? " \
+  "document_lengths, Tensor? query_mask, Tensor? document_mask, Tensor? pair_queries, Tensor? pair_documents"
 
 STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
-  ops.def("forward(" MAXSIM_PROBLEM_SCHEMA(
-      "=None") ", bool normalize=False, float empty_score=0.0, int path=0, bool allow_tf32=False) -> Tensor");
-  ops.def("forward_argmax(" MAXSIM_PROBLEM_SCHEMA(
-      "") ", bool normalize, float empty_score, int path, bool allow_tf32, SymInt argmax_width, int backward_mode) -> "
+  ops.def("forward(" MAXSIM_PROBLEM_SCHEMA ", bool normalize, float empty_score, int path, bool allow_tf32) -> Tensor");
+  ops.def("forward_plain(Tensor queries, Tensor documents) -> Tensor");
+  ops.def("forward_argmax(" MAXSIM_PROBLEM_SCHEMA
+          ", bool normalize, float empty_score, int path, bool allow_tf32, SymInt argmax_width, int backward_mode) -> "
           "(Tensor, Tensor)");
-  ops.def("backward(Tensor grad_scores, Tensor argmax, " MAXSIM_PROBLEM_SCHEMA(
-      "") ", bool normalize, bool need_queries, bool need_documents, int backward_mode, int path) -> (Tensor, Tensor)");
-  ops.def("quantised_forward(" MAXSIM_PROBLEM_SCHEMA(
-      "") ", Tensor? query_scale, Tensor? document_scale, Tensor? document_minimum, int query_block, "
+  ops.def("backward(Tensor grad_scores, Tensor argmax, " MAXSIM_PROBLEM_SCHEMA
+          ", bool normalize, bool need_queries, bool need_documents, int backward_mode, int path) -> (Tensor, Tensor)");
+  ops.def("quantised_forward(" MAXSIM_PROBLEM_SCHEMA
+          ", Tensor? query_scale, Tensor? document_scale, Tensor? document_minimum, int query_block, "
           "int document_block, int document_bits, float empty_score, int path, SymInt argmax_width) -> (Tensor, "
           "Tensor)");
   ops.def("available_paths() -> int");
@@ -49,6 +55,7 @@ STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CompositeExplicitAutograd
 #define MAXSIM_REGISTER(key, device)                                         \
   STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, key, ops) {         \
     ops.impl("forward", TORCH_BOX(&maxsim::forward_##device));               \
+    ops.impl("forward_plain", TORCH_BOX(&plain<&maxsim::forward_##device>)); \
     ops.impl("forward_argmax", TORCH_BOX(&maxsim::forward_argmax_##device)); \
     ops.impl("backward", TORCH_BOX(&maxsim::backward_##device));             \
     ops.impl("default_path", TORCH_BOX(&maxsim::default_path_##device));     \

@@ -27,6 +27,27 @@ __device__ __forceinline__ void copy_16(void* shared, const void* global, int by
 #endif
 }
 
+// Lines of a stream, the first that L2 lets go, where it can be told (8.0 and newer).
+__device__ __forceinline__ uint64_t pass_through_l2() {
+  uint64_t policy = 0;
+#if __CUDA_ARCH__ >= 800
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+
+// As copy_16, under an L2 policy.
+__device__ __forceinline__ void copy_16(void* shared, const void* global, int bytes, uint64_t policy) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(global), "r"(bytes), "l"(policy)
+               : "memory");
+#else
+  copy_16(shared, global, bytes);
+#endif
+}
+
 // Four bytes, both addresses multiples of four.
 __device__ __forceinline__ void copy_4(void* shared, const void* global) {
 #if __CUDA_ARCH__ >= 800

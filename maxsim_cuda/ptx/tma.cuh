@@ -3,6 +3,7 @@
 
 #include <cuda.h>
 
+#include "cp_async.cuh"
 #include "mbarrier.cuh"
 
 namespace maxsim {
@@ -10,13 +11,6 @@ namespace ptx {
 
 __device__ __forceinline__ void tma_prefetch(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-
-// Lines of a stream, the first that L2 lets go.
-__device__ __forceinline__ uint64_t pass_through_l2() {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
 }
 
 // One box of a 4-D map; completes on `barrier` with the box's bytes, rows outside the tensor arrive as zeros.

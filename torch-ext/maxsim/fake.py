@@ -18,6 +18,11 @@ def _forward(*arguments: object) -> Tensor:
     return problem.queries.new_empty(scores_shape(problem), dtype=torch.float32)
 
 
+@torch.library.register_fake(add_op_namespace_prefix("forward_plain"))
+def _forward_plain(queries: Tensor, documents: Tensor) -> Tensor:
+    return _forward(queries, documents, *[None] * (_ARGUMENTS - 2))
+
+
 @torch.library.register_fake(add_op_namespace_prefix("forward_argmax"))
 def _forward_argmax(*arguments: object) -> tuple[Tensor, Tensor]:
     problem, argmax_width = Problem(*arguments[:_ARGUMENTS]), arguments[_ARGUMENTS + 4]
