@@ -163,7 +163,7 @@ def test_forced_paths_reach_the_op(maxsim, monkeypatch):
         taken.append(rest[10] if rest else 0)  # a path that is not passed is left to the device
         return torch.zeros(1, 1)
 
-    for op in ("forward", "call_plain"):
+    for op in ("forward", "forward_plain"):
         monkeypatch.setattr(kernels, op, forward)
     q, d = torch.randn(1, 2, 8), torch.randn(1, 3, 8)
     with maxsim.paths.force("portable"):
