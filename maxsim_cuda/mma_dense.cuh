@@ -4,6 +4,7 @@
 #pragma once
 
 #include "mma_operands.cuh"
+#include "ptx/load.cuh"
 #include "ptx/mbarrier.cuh"
 
 namespace maxsim {
@@ -11,11 +12,12 @@ namespace cuda {
 
 // The tiles of a block's documents are dealt to its warps, whichever document they are of: so all have as much to do,
 // and what they wait for comes in the order of memory. Each warp has a ring of its own, two tiles of 8 KB on their way.
-// Eight warps an SM where its shared memory holds as many rings.
+// Two blocks of four warps an SM, where its shared memory holds as many rings: one of eight leaves more SMs with a
+// document less, and takes 2 % longer.
 template <int kSteps_>
 struct MmaDenseConfig {
   static constexpr int kSteps = kSteps_, N = 128 / kSteps, kPitch = kSteps * 64, kTileBytes = N * kPitch;
-  static constexpr int kMostWarps = 8, kStages = 3, kRingBytes = kStages * kTileBytes;
+  static constexpr int kMostWarps = 4, kPerSm = 2, kStages = 3, kRingBytes = kStages * kTileBytes;
   static constexpr int kCopies = kPitch / 16, kRowsACopy = 32 / kCopies;  // rows that a copy of each lane fills
   static constexpr int kSlots = 4;                                        // documents whose warps may have come apart
   static_assert(kRowsACopy % 2 == 0 && 8 % kRowsACopy == 0, "copies keep the exchange of halves");
@@ -83,6 +85,23 @@ struct MmaDenseWarp {
     return min(C::N, (args.tokens - place.tile * C::N + 7) & ~7);
   }
 
+  // And moves on behind them.
+  template <int kRows>
+  __device__ __forceinline__ void copy_rows(char*& to, const char*& from, int bytes) const {
+    const auto copy_all = [&](auto copy) {
+#pragma unroll
+      for (int i = 0; i < kRows; i += C::kRowsACopy) {
+        copy(to + i * C::kPitch);
+        from += C::kRowsACopy * args.token_stride;
+      }
+    };
+    if (args.pass_through)
+      copy_all([&](char* at) { ptx::copy_16(at, from, bytes, stream_policy); });
+    else
+      copy_all([&](char* at) { ptx::copy_16(at, from, bytes); });
+    to += kRows * C::kPitch;
+  }
+
   __device__ __forceinline__ void issue(int stage, const Place& place) {
     if (place.document < count) {
       const uint32_t unit = unit_of(place), slab = unit / args.of_a_query;
@@ -92,30 +111,42 @@ struct MmaDenseWarp {
                          (unit - slab * args.of_a_query) * args.document_stride + (row + row0) * args.token_stride +
                          copy * 16;
       char* to = ring + stage * C::kTileBytes + TilePieces<C::kPitch>::place(row0, copy);
+      // As the sum of a uniform register and another it would become an instruction that is none, under a policy (ptxas
+      // 13.0 for 9.0a).
+      asm volatile("" : "+l"(to));
       const int bytes = copy < args.pieces ? 16 : 0;
+      if (columns < C::N)
 #pragma unroll 1
-      for (int eight = 0; eight < columns; eight += 8) {
-#pragma unroll
-        for (int i = 0; i < 8; i += C::kRowsACopy) {
-          if (args.pass_through)
-            ptx::copy_16(to + i * C::kPitch, from, bytes, stream_policy);
-          else
-            ptx::copy_16(to + i * C::kPitch, from, bytes);
-          from += C::kRowsACopy * args.token_stride;
-        }
-        to += 8 * C::kPitch;
-      }
+        for (int eight = 0; eight < columns; eight += 8) copy_rows<8>(to, from, bytes);
+      else
+        copy_rows<C::N>(to, from, bytes);
     }
     ptx::copy_commit();
   }
 
-  __device__ __forceinline__ void load_queries(uint32_t slab) {
-    const char* from = args.queries + slab * args.query_stride;
-    const uint32_t kept = args.query_tokens < 32 ? (1u << args.query_tokens) - 1 : ~0u;
-    queries.load_rows(kept, false, [&](int row, int piece) {
-      const auto* at = reinterpret_cast<const uint4*>(from + row * args.query_token_stride) + piece;
-      return piece < args.pieces ? __ldg(at) : make_uint4(0, 0, 0, 0);
-    });
+  // Everything is asked for before anything is waited for, and before tiles are: loads come back in the order in which
+  // an SM asks for them.
+  __device__ __forceinline__ void fetch_queries(uint32_t slab, uint4 (&pieces)[4][C::kSteps]) const {
+    const char* from = args.queries + slab * args.query_stride + lane % 4 * 16;
+#pragma unroll
+    for (int part = 0; part < 4; ++part) {
+      const int row = queries.row_of(part);
+#pragma unroll
+      for (int step = 0; step < C::kSteps; ++step)
+        ptx::load_16_if<0>(row < args.query_tokens && step * 4 + lane % 4 < args.pieces,
+                           from + row * args.query_token_stride + step * 64,
+                           reinterpret_cast<uint32_t*>(&pieces[part][step]));
+    }
+  }
+  // Lines that queries will be fetched from soon, a row a lane.
+  __device__ __forceinline__ void prefetch_queries(uint32_t slab) const {
+    const char* from = args.queries + slab * args.query_stride + lane * args.query_token_stride;
+    if (lane < args.query_tokens)
+      for (int piece = 0; piece < args.pieces; piece += 8) ptx::prefetch_to_l2(from + piece * 16);
+  }
+  __device__ __forceinline__ void hold_queries(const uint4 (&pieces)[4][C::kSteps]) {
+#pragma unroll
+    for (int part = 0; part < 4; ++part) queries.hold(part, pieces[part]);
   }
 
   // This warp has met its tiles of a document. The warp of the last one waits for the others.
@@ -139,7 +170,10 @@ struct MmaDenseWarp {
 
   __device__ __forceinline__ void run() {
     Place now = after({0, warp - warps}), then = now;
+    uint32_t resident = unit_of(now) / args.of_a_query, announced = resident;
     int stage = 0;
+    uint4 pieces[4][C::kSteps];
+    if (now.document < count) fetch_queries(resident, pieces);
 #pragma unroll 1
     for (int i = 0; i < C::kStages - 1; ++i) {
       issue(i, then);
@@ -150,32 +184,44 @@ struct MmaDenseWarp {
       ptx::mbarrier_init(&shared.free[threadIdx.x], 1);
     }
     __syncthreads();
+    if (now.document >= count) return;
+    hold_queries(pieces);
     queries.reset();
-    uint32_t resident = ~0u;
     const uint32_t tiles_at = ptx::shared_address(ring);
-    while (now.document < count) {
+    do {
       const uint32_t slab = unit_of(now) / args.of_a_query;
-      if (slab != resident) load_queries(slab);
-      resident = slab;
+      if (slab != resident) {
+        fetch_queries(slab, pieces);
+        hold_queries(pieces);
+        resident = slab;
+      }
       ptx::copy_wait<C::kStages - 2>();
       __syncwarp();  // the tile has arrived, and all are done with the one before
       issue(stage == 0 ? C::kStages - 1 : stage - 1, then);
       then = after(then);
+      if (const uint32_t ahead = unit_of(then) / args.of_a_query; ahead != announced && then.document < count) {
+        prefetch_queries(ahead);
+        announced = ahead;
+      }
       float products[2][C::N / 2];
-      multiply_tile<T>(products, queries.operands, TilePieces<C::kPitch>(tiles_at + stage * C::kTileBytes),
-                       columns_of(now) / 8);
+      const TilePieces<C::kPitch> tokens(tiles_at + stage * C::kTileBytes);
+      if (const int columns = columns_of(now); columns < C::N)
+        multiply_tile<T>(products, queries.operands, tokens, columns / 8);
+      else
+        multiply_tile<T>(products, queries.operands, tokens);
       if (!queries.take_positive(products))
 #pragma unroll
         for (int i = 0; i < C::N; ++i) queries.best[i % 2].take(i / 2 % 4 / 2, products[i % 2][i / 2], 0);
       if (now.tile + warps >= tiles) finish(now);
       now = after(now);
       stage = stage + 1 == C::kStages ? 0 : stage + 1;
-    }
+    } while (now.document < count);
   }
 };
 
 template <class C, class T>
-__global__ void __launch_bounds__(C::kMostWarps * 32, 1) mma_dense_forward(const __grid_constant__ MmaDenseArgs args) {
+__global__ void __launch_bounds__(C::kMostWarps * 32, C::kPerSm)
+    mma_dense_forward(const __grid_constant__ MmaDenseArgs args) {
   extern __shared__ __align__(128) char memory[];
   __shared__ MmaDenseShared<C> shared;
   MmaDenseWarp<C, T>(args, shared, memory).run();

@@ -118,37 +118,35 @@ struct QueryRows {
     any_token = false;
   }
 
+  // The row of a lane's pieces `part`, of which its four make its share of the block.
+  __device__ __forceinline__ static int row_of(int part) { return part * 8 + static_cast<int>(threadIdx.x) % 32 / 4; }
+
   __device__ __forceinline__ void load(const ForwardArgs& args, const BlockInfo& block) {
     const Pieces queries(args.problem.queries);
-    load_rows(block.kept, args.problem.normalize, [&](int row, int piece) {
-      return queries.load(queries.at(block.begin + row * args.problem.queries.token_stride), piece);
-    });
+#pragma unroll
+    for (int part = 0; part < 4; ++part) {
+      const int row = row_of(part);
+      const char* from = queries.at(block.begin + row * args.problem.queries.token_stride);
+      uint4 pieces[kSteps];
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step)
+        pieces[step] = block.kept >> row & 1 ? queries.load(from, step * 4 + threadIdx.x % 4) : make_uint4(0, 0, 0, 0);
+      hold(part, pieces);
+      if (args.problem.normalize) scale[part / 2][part % 2] = inverse_norm(square_of<T>(pieces));
+    }
   }
 
-  // Of the rows `kept`, whose pieces are load(row, piece).
-  template <class Load>
-  __device__ __forceinline__ void load_rows(uint32_t kept, bool normalize, const Load& load) {
-    const int lane = threadIdx.x % 32;
+  // Shuffled to where they are: otherwise they stay in the registers that a wide load fills, and are moved before every
+  // product.
+  __device__ __forceinline__ void hold(int part, const uint4 (&pieces)[kSteps]) {
+    const int lane = threadIdx.x % 32, tile = part / 2, half = part % 2;
 #pragma unroll
-    for (int tile = 0; tile < 2; ++tile)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = tile * 16 + half * 8 + lane / 4;
-        uint4 pieces[kSteps];
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step)
-          pieces[step] = kept >> row & 1 ? load(row, step * 4 + lane % 4) : make_uint4(0, 0, 0, 0);
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step) {
-          // Shuffled to where they are: otherwise they stay in the registers that a wide load fills, and are moved
-          // before every product.
-          operands[tile][step][0][half] = __shfl_sync(~0u, pieces[step].x, lane);
-          operands[tile][step][0][2 + half] = __shfl_sync(~0u, pieces[step].y, lane);
-          operands[tile][step][1][half] = __shfl_sync(~0u, pieces[step].z, lane);
-          operands[tile][step][1][2 + half] = __shfl_sync(~0u, pieces[step].w, lane);
-        }
-        if (normalize) scale[tile][half] = inverse_norm(square_of<T>(pieces));
-      }
+    for (int step = 0; step < kSteps; ++step) {
+      operands[tile][step][0][half] = __shfl_sync(~0u, pieces[step].x, lane);
+      operands[tile][step][0][2 + half] = __shfl_sync(~0u, pieces[step].y, lane);
+      operands[tile][step][1][half] = __shfl_sync(~0u, pieces[step].z, lane);
+      operands[tile][step][1][2 + half] = __shfl_sync(~0u, pieces[step].w, lane);
+    }
   }
 
   // Products with 2 kCount document tokens, the first of which is `first`.

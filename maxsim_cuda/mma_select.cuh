@@ -111,20 +111,31 @@ bool takes_dense(const ForwardArgs& args) {
   const Problem& problem = args.problem;
   const Segments& documents = problem.documents;
   return blocks_per_document(args) == 1 && problem.pairing != Pairing::list && !problem.normalize && !args.argmax &&
-         plain_rows(problem.queries) && plain_rows(documents) && documents.extent >= 8 && problem.queries.extent >= 1 &&
-         documents.count <= INT32_MAX;
+         plain_rows(problem.queries) && plain_rows(documents) && documents.extent >= C::N &&
+         problem.queries.extent >= 1 && documents.count <= INT32_MAX;
+}
+
+// Warps of a block, of which kPerSm or fewer share an SM: as have most rings in all.
+template <class C>
+int warps_that_fit() {
+  const Device& device = current_device();
+  constexpr int kBeside = static_cast<int>(sizeof(MmaDenseShared<C>));
+  int best = 1, most = 0;
+  for (int blocks = C::kPerSm; blocks >= 1; --blocks) {
+    const int room = std::min(device.shared_bytes, device.sm_shared_bytes / blocks - 1024) - kBeside;
+    const int warps = std::min(C::kMostWarps, room / C::kRingBytes);
+    if (blocks * warps > most) most = blocks * warps, best = warps;
+  }
+  return best;
 }
 
 template <class C, class T>
 void launch_dense(const ForwardArgs& args, cudaStream_t stream) {
   const Segments &queries = args.problem.queries, &documents = args.problem.documents;
   const auto kernel = mma_dense_forward<C, T>;
-  const Device& device = current_device();
-  const int room =
-      std::min(device.shared_bytes, device.sm_shared_bytes - 1024) - static_cast<int>(sizeof(MmaDenseShared<C>));
-  const int warps = std::min(C::kMostWarps, room / C::kRingBytes), bytes = warps * C::kRingBytes;
+  const int warps = warps_that_fit<C>(), bytes = warps * C::kRingBytes;
   const int64_t blocks =
-      std::min<int64_t>(documents.count, int64_t{device.sms} * blocks_an_sm(kernel, warps * 32, bytes));
+      std::min<int64_t>(documents.count, int64_t{current_device().sms} * blocks_an_sm(kernel, warps * 32, bytes));
   MmaDenseArgs dense{};
   dense.documents = static_cast<const char*>(documents.data);
   dense.queries = static_cast<const char*>(queries.data);
@@ -141,7 +152,7 @@ void launch_dense(const ForwardArgs& args, cudaStream_t stream) {
   dense.tokens = static_cast<int32_t>(documents.extent);
   dense.query_tokens = static_cast<int32_t>(queries.extent);
   dense.pieces = static_cast<int32_t>(documents.dim / 8);
-  dense.pass_through = documents.count * documents.extent * documents.dim * 2 < int64_t{4} * device.l2_bytes;
+  dense.pass_through = documents.count * documents.extent * documents.dim * 2 < int64_t{4} * current_device().l2_bytes;
   kernel<<<static_cast<unsigned>(blocks), warps * 32, bytes, stream>>>(dense);
   check(cudaGetLastError(), "mma_dense_forward");
 }

@@ -86,6 +86,9 @@ def hopper() -> None:
 def others() -> None:
     for path in {"sm75", "sm80"} & set(maxsim.paths.available()):
         exact(path, [48, 128, 200])
+        for dtype, dim, tokens in itertools.product(HALVES, (40, 128), (65, 340)):  # each query has its own documents
+            q, d = tensors((5, 20), (5 * 60, tokens), dim, (dtype, dtype))
+            score(path, (q, d.unflatten(0, (5, 60)), *[None] * 8), False, 20)
     exact("sm_fma", [48])
 
 

@@ -24,6 +24,7 @@ class Kernel:
     arch: str
     operations: list[str]
     loops: list[tuple[int, int]]
+    descriptors: set[int]  # uniform registers that say how memory is accessed, the first of two each
 
     def products(self) -> set[str]:
         """Which products it has: HGMMA is Hopper's own, HMMA every tensor core's."""
@@ -70,6 +71,7 @@ def _parsed(text: str, arch: str) -> Iterator[Kernel]:
         operations: list[str] = []
         labels: dict[str, int] = {}
         jumps: list[tuple[str, int]] = []
+        descriptors = {int(number) for number in re.findall(r"desc\[UR(\d+)\]", body)}
         for line in body.splitlines():
             if label := re.match(r"(\.L_x_\d+):", line):
                 labels[label[1]] = len(operations)
@@ -78,4 +80,4 @@ def _parsed(text: str, arch: str) -> Iterator[Kernel]:
                     jumps.append((target[1], len(operations)))
                 operations.append(found[1])
         loops = {(labels[label], at) for label, at in jumps if labels.get(label, at + 1) <= at}
-        yield Kernel(name, arch, operations, sorted(loops))
+        yield Kernel(name, arch, operations, sorted(loops), descriptors)
