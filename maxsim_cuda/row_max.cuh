@@ -137,6 +137,36 @@ __device__ __forceinline__ void integer_maxima(const A (&c)[kCount], int column0
   }
 }
 
+// Two maxima of values as integers, where `counts` is not zero. The compiler would compare and select.
+__device__ __forceinline__ void raise_both_if(uint32_t counts, int32_t& first, int32_t& second, float a, float b) {
+  asm("{\n"
+      ".reg .pred counts;\n"
+      "setp.ne.u32 counts, %2, 0;\n"
+      "@counts max.s32 %0, %0, %3;\n"
+      "@counts max.s32 %1, %1, %4;\n"
+      "}"
+      : "+r"(first), "+r"(second)
+      : "r"(counts), "r"(__float_as_int(a)), "r"(__float_as_int(b)));
+}
+
+// Maxima of a tile of whose columns this thread's count where a bit of `own` is set, two for each eight. A value is
+// skipped by a predicate, which takes one operation for a column; cutting values out by bits takes one for each of
+// them, and four for a column. False, with nothing taken, where one is negative.
+template <int kCount>
+__device__ __forceinline__ bool take_own_maxima(const float (&c)[kCount], RowState<false>& row, uint32_t own) {
+  static_assert(kCount / 2 <= 32, "a bit for each column");
+  int32_t best[2] = {INT32_MIN, INT32_MIN};
+#pragma unroll
+  for (int i = 0; i < kCount / 2; ++i)
+    raise_both_if(own & 1u << i, best[0], best[1], c[i / 2 * 4 + i % 2], c[i / 2 * 4 + 2 + i % 2]);
+  const bool any = own != 0, negative = __any_sync(~0u, any && (best[0] | best[1]) < 0);
+  if (__shfl_sync(~0u, negative, 0)) return false;
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+    if (any) row.best[r] = max_nan(row.best[r], __int_as_float(best[r]));
+  return true;
+}
+
 // Maxima of a tile. False, with nothing taken, where one is negative.
 template <int kCount, class A, class Tokens, class Kept, class Scale>
 __device__ __forceinline__ bool take_maxima(const A (&c)[kCount], RowState<false>& row, const Tokens&, int column0,
@@ -297,6 +327,19 @@ __device__ __forceinline__ void take_products(const A (&c)[kCount], RowState<kAr
       if (kept >> e % 2 & 1)
         row.take(e / 2, scale.apply(c[4 * j + e], factor, e / 2, e % 2), kArgmax ? tokens.at(column + e % 2) : 0);
   }
+}
+
+// As take_products, where `own` says which of this thread's columns count if the tile is not full.
+template <int kCount, class Tokens>
+__device__ __forceinline__ void take_own_products(const float (&c)[kCount], RowState<false>& row, const Tokens& tokens,
+                                                  bool full, const uint32_t& own) {
+  if (full ? take_maxima(c, row, tokens, 0, EveryColumn{}, ColumnScale<false>{}) : take_own_maxima(c, row, own)) return;
+  const uint32_t counts = full ? ~0u : own;
+#pragma unroll
+  for (int i = 0; i < kCount / 2; ++i)
+    if (counts >> i & 1)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) row.take(r, c[i / 2 * 4 + 2 * r + i % 2], 0);
 }
 
 // Maxima are added in double, where 24-bit terms add without rounding unless they lie 2^20 apart: so the order, which

@@ -101,10 +101,10 @@ struct Sm90Config {
 
 // The shape of C for the plain case alone: `dense`, whole tiles, one piece a document, no sums in memory. A short call
 // waits for its instructions, and these are an eighth of what every layout takes. kTogether: rows are two whole atoms,
-// which alternate in a tile, eight rows of each, because one copy brings both.
-template <class C, bool kTogether_ = false>
+// which alternate in a tile, eight rows of each, because one copy brings both. Other: for the rest.
+template <class C, bool kTogether_ = false, class Other_ = C>
 struct Sm90Dense : C {
-  using Other = C;  // for the rest
+  using Other = Other_;
   static constexpr bool kTogether = kTogether_;
   static constexpr int kAtomStep = kTogether ? 8 * C::kAtomBytes : C::kAtomStep;
   static constexpr int kGroupStep = kTogether ? 2 * kAtomStep : C::kGroupStep;
@@ -137,8 +137,8 @@ template <class C, int kNarrow>
 constexpr int kNarrowColumns<Sm90Marked<C, kNarrow>> = kNarrow;
 template <class C>
 constexpr bool kOnlyDense = false;
-template <class C, bool kTogether>
-constexpr bool kOnlyDense<Sm90Dense<C, kTogether>> = true;
+template <class C, bool kTogether, class Other>
+constexpr bool kOnlyDense<Sm90Dense<C, kTogether, Other>> = true;
 
 // Kernels of one layout that a tensor map describes, with little in their loops.
 template <class C>
@@ -183,8 +183,8 @@ using Sm90MiddleStored = Sm90Config<2, 1, 96, 1, 6 * 96 * 128, 2>;
 template <int kAtoms, class T>
 using Sm90Wide =
     Sm90Config<4, 1, std::is_same_v<T, int8_t> ? 96 : 104, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128>;
-// The same rows where a thread also normalises, or keeps factors and winners: two warpgroups with two row tiles each,
-// one product in flight while the other's max is taken.
+// The same rows where a thread keeps factors and winners, or normalises and is told more of a tile than Sm90Dense is:
+// two warpgroups with two row tiles each, one product in flight while the other's max is taken.
 template <int kAtoms, int N>
 using Sm90Paired = Sm90Config<2, 2, N, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128>;
 

@@ -49,6 +49,9 @@ struct Sm90Consumer {
   // Whether the first lane of a warp is the only one that reads anything of a stage, and so lets go of it for all.
   static constexpr bool kOneArrives = kOnlyDense<C> && kColumns == Columns::plain;
 
+  // Whether threads are told which of their own columns count.
+  static constexpr bool kOwnColumns = kOnlyMarked<C> && !kArgmax;
+
   // The first products of a row, which are all that a narrow tile has.
   template <int kColumnCount>
   __device__ __forceinline__ auto& first_products(int tile) {
@@ -187,7 +190,9 @@ struct Sm90Consumer {
       if constexpr (kNarrowColumns<C> > 0)
         take_products(first_products<kNarrowColumns<C>>(tile), rows[tile], tokens, column0, true, info.bits,
                       ColumnScale<false>{});
-    } else
+    } else if constexpr (kOwnColumns)
+      take_own_products(products[tile], rows[tile], tokens, full, shared.own[stage][lane % 4]);
+    else
       take_products(products[tile], rows[tile], tokens, column0, full, info.bits,
                     ColumnScale<kColumns != Columns::plain>{shared.token_scale[stage]});
   }
@@ -224,7 +229,7 @@ struct Sm90Consumer {
 
   // Packed documents under many queries have no register for it.
   __device__ __forceinline__ uint32_t base() const {
-    return kOnlyPacked<C> && kNarrowColumns<C> > 0 ? ptx::shared_address(&shared) : held_base;
+    return kNarrowColumns<C> > 0 ? ptx::shared_address(&shared) : held_base;
   }
 
   __device__ __forceinline__ void wait_stage(const Ring<C::kStages>& ring) {
@@ -412,7 +417,10 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     else
       Sm90Producer<C, T, kColumns>(args, maps, shared, queries, tiles, warp, lane).run();
   } else if constexpr (kOnlyMarked<C>) {
-    if (warp == kLoaderWarps) Sm90Marker<C>{args, shared, lane}.run();
+    if (warp == kLoaderWarps)
+      Sm90Marker<C>{args, shared, lane}.run();
+    else
+      Sm90TileMarker<C>{args, shared, lane}.run();
   } else if constexpr (C::kSpreads || kFactorWarps > 0) {
     if constexpr (kFactorWarps > 0)
       if (args.dense && warp == kLoaderWarps)

@@ -68,34 +68,37 @@ struct Sm90Marker {
   }
 };
 
-template <class C, class T, Columns kColumns>
-struct Sm90MarkedProducer : Sm90Feed<C, T, kColumns> {
-  using Sm90Feed<C, T, kColumns>::Sm90Feed;
+// Another one makes tiles of them.
+template <class C>
+struct Sm90TileMarker {
   static constexpr int kNarrow = kNarrowColumns<C>, kWords = (C::N + 31) / 32;
-  static_assert(C::kTogether && C::N <= 160, "one copy a tile, and five words of kept columns");
+  static_assert(C::N <= 160, "five words of kept columns");
 
+  const Sm90Args& args;
+  Sm90Shared<C>& shared;
+  int lane;
   Ring<Sm90Shared<C>::kPages> pages;
+  Ring<Sm90Shared<C>::kMarkedTiles> tiles{0, 1};
 
   __device__ __forceinline__ void run() {
-    walk_marked<C>(this->args, [&](bool cross, uint32_t group, int part, uint32_t document, uint32_t unit,
-                                   bool new_queries, bool release) {
-      stream(cross, group, part, this->args.first + (cross ? document : unit), new_queries, release);
+    walk_marked<C>(args, [&](bool cross, uint32_t group, int part, uint32_t document, uint32_t unit, bool new_queries,
+                             bool release) {
+      describe(group, part, args.first + (cross ? document : unit), new_queries, release);
     });
-    this->end();
+    write({0, 0, StageInfo::kEnd, 0, 0, {}}, 0);
   }
 
  private:
   __device__ __forceinline__ uint32_t next_page() {
-    ptx::mbarrier_wait(&this->shared.pages_full[pages.at], pages.phase);
-    const uint32_t word = this->shared.pages[pages.at][this->lane];
-    ptx::mbarrier_arrive(&this->shared.pages_empty[pages.at]);
+    ptx::mbarrier_wait(&shared.pages_full[pages.at], pages.phase);
+    const uint32_t word = shared.pages[pages.at][lane];
+    ptx::mbarrier_arrive(&shared.pages_empty[pages.at]);
     pages.advance();
     return word;
   }
 
-  __device__ __forceinline__ void stream(bool cross, int64_t group, int part, int64_t target, bool new_queries,
-                                         bool release) {
-    const Segments& side = this->args.problem.documents;
+  __device__ __forceinline__ void describe(int64_t group, int part, int64_t target, bool new_queries, bool release) {
+    const Segments& side = args.problem.documents;
     const Span document = span_of(side, target);
     const int latest = static_cast<int>(side.extent) - C::N;  // where a tile may begin
     const int ends = StageInfo::kLast | (release ? StageInfo::kRelease : 0);
@@ -125,39 +128,88 @@ struct Sm90MarkedProducer : Sm90Feed<C, T, kColumns> {
         const bool narrow = kNarrow && end - first <= kNarrow && end - kNarrow >= page && end - kNarrow <= latest;
         begin = min(latest, narrow ? end - kNarrow : max(page, min(first, end - C::N)));
         kept = kept_from(word, begin - page);
-        const int columns = (narrow ? kNarrow : C::N) - this->lane * 32;
+        const int columns = (narrow ? kNarrow : C::N) - lane * 32;
         const bool whole = __all_sync(~0u, columns <= 0 || !(~kept & (columns >= 32 ? ~0u : (1u << columns) - 1)));
         flags |= StageInfo::kAnyToken | (whole ? StageInfo::kFull | (narrow ? StageInfo::kNarrow : 0) : 0);
-        const int met = end - page - this->lane * 32;
+        const int met = end - page - lane * 32;
         left = met >= 32 ? 0 : met > 0 ? left & ~0u << met : left;
         more = find();
       }
       if (!more) flags |= ends;
-      this->acquire();
-      if (!(flags & StageInfo::kFull)) write_kept(kept);
-      this->publish(flags, begin, C::N - 8, target, any ? C::kTileBytes : 0);
-      if (any && this->lane == 0) this->load_whole(begin, static_cast<int>(target));
-      __syncwarp();
-      this->ring.advance();
-      if (new_queries) this->look_up_queries(cross, group, part);  // behind the tile that takes longer to come
+      write({target, group, flags, begin, part, {}}, kept);
       new_queries = false;
     } while (more);
   }
 
+  __device__ __forceinline__ void write(const MarkedTile& tile, uint32_t kept) {
+    ptx::mbarrier_wait(&shared.marked_empty[tiles.at], tiles.phase);
+    MarkedTile& out = shared.marked[tiles.at];
+    if (lane == 0) out.target = tile.target, out.group = tile.group, out.flags = tile.flags;
+    if (lane == 0) out.begin = tile.begin, out.part = tile.part;
+    if (lane < kWords) out.kept[lane] = kept;
+    const uint32_t own = own_columns(kept);
+    if (lane < 4) out.own[lane] = own;
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(&shared.marked_full[tiles.at]);
+    tiles.advance();
+  }
+
+  // Of columns 8 i + 2 q and the next one, bits 2 i and 2 i + 1 of the word that lane q gets.
+  __device__ __forceinline__ uint32_t own_columns(uint32_t kept) const {
+    uint32_t out = 0;
+    const int column = lane / 2 * 8 + lane % 2;
+    const uint32_t word = __shfl_sync(~0u, kept, column / 32);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const uint32_t bits = __ballot_sync(~0u, column < C::N && (word >> (column % 32 + 2 * q) & 1));
+      if (lane == q) out = bits;
+    }
+    return out;
+  }
+
   // A page's marks from one of its tokens on: before the page and behind it there are none.
   __device__ __forceinline__ uint32_t kept_from(uint32_t word, int token) const {
-    const int index = (token >> 5) + this->lane;
+    const int index = (token >> 5) + lane;
     const uint32_t low = __shfl_sync(~0u, word, index & 31), high = __shfl_sync(~0u, word, index + 1 & 31);
     const auto inside = [](int i) { return 0 <= i && i < 32; };
     return __funnelshift_r(inside(index) ? low : 0, inside(index + 1) ? high : 0, token & 31);
   }
+};
 
-  __device__ __forceinline__ void write_kept(uint32_t kept) const {
-#pragma unroll
-    for (int word = 0; word < kWords; ++word) {
-      const uint32_t bits = __shfl_sync(~0u, kept, word);
-      if (this->lane == 0) this->shared.stages[this->ring.at].bits[word] = bits;  // who also says that they are written
+template <class C, class T, Columns kColumns>
+struct Sm90MarkedProducer : Sm90Feed<C, T, kColumns> {
+  using Sm90Feed<C, T, kColumns>::Sm90Feed;
+  static_assert(C::kTogether, "one copy a tile");
+
+  __device__ __forceinline__ void run() {
+    const bool cross = this->args.problem.pairing == Pairing::cross;
+    Ring<Sm90Shared<C>::kMarkedTiles> tiles;
+    while (true) {
+      ptx::mbarrier_wait(&this->shared.marked_full[tiles.at], tiles.phase);
+      const MarkedTile& tile = this->shared.marked[tiles.at];
+      const int flags = tile.flags;
+      if (flags & StageInfo::kEnd) break;
+      const int64_t target = tile.target, group = tile.group;
+      const int part = tile.part, begin = tile.begin;
+      const bool any = flags & StageInfo::kAnyToken;
+      this->acquire();
+      if (!(flags & StageInfo::kFull)) {
+        if (this->lane < (C::N + 31) / 32) this->shared.stages[this->ring.at].bits[this->lane] = tile.kept[this->lane];
+        if (this->lane < 4) this->shared.own[this->ring.at][this->lane] = tile.own[this->lane];
+        __syncwarp();  // before the first lane says that they are written
+      }
+      this->publish(flags, begin, C::N - 8, target, any ? C::kTileBytes : 0);
+      if (this->lane == 0) {
+        if (any) this->load_whole(begin, static_cast<int>(target));
+        ptx::mbarrier_arrive(&this->shared.marked_empty[tiles.at]);
+      }
+      __syncwarp();
+      this->ring.advance();
+      tiles.advance();
+      // Behind the tile that takes longer to come.
+      if (flags & StageInfo::kNewQueries) this->look_up_queries(cross, group, part);
     }
+    this->end();
   }
 };
 

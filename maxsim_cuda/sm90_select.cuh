@@ -229,6 +229,10 @@ void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
     return launch_shortest<Sm90Middle<kAtoms, 128>, T, kArgmax, kColumns>(args, stream);
   }
   if constexpr (kColumns == Columns::norms) {
+    if constexpr (!kArgmax)
+      if (dense(args.problem))
+        return launch<Sm90Dense<Sm90Wide<kAtoms, T>, false, Sm90Paired<kAtoms, 104>>, T, kArgmax, kColumns>(args,
+                                                                                                            stream);
     if (wastes_less<104, 128>(length)) return launch<Sm90Paired<kAtoms, 104>, T, kArgmax, kColumns>(args, stream);
     launch<Sm90Paired<kAtoms, 128>, T, kArgmax, kColumns>(args, stream);
   } else if constexpr (kArgmax &&

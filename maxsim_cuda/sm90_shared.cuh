@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ptx/mbarrier.cuh"
+#include "ptx/shared.cuh"
 #include "sm90_config.cuh"
 #include "units.cuh"
 
@@ -18,6 +19,13 @@ struct Finished {
   int64_t target;
   int32_t flags;  // StageInfo's kEnd, kInvalid, kAnyToken and kRelease
   int32_t buffer;
+};
+
+// A tile of which not every column may count, as it is described ahead of the producer.
+struct MarkedTile {
+  int64_t target, group;
+  int32_t flags, begin, part;
+  uint32_t kept[5], own[4];  // columns, as StageInfo and Sm90Shared have them
 };
 
 template <class C>
@@ -38,6 +46,10 @@ struct Sm90Shared {
   float row_scale[C::kQueryBuffers][C::kRows];
   alignas(16) float maxima[kFinished][C::kMaxima];  // [block][token]
   int32_t winners[kFinished][C::kMaxima];
+  static constexpr int kMarkedTiles = kOnlyMarked<C> ? 4 : 1;
+  uint64_t marked_full[kMarkedTiles], marked_empty[kMarkedTiles];
+  MarkedTile marked[kMarkedTiles];
+  uint32_t own[kOnlyMarked<C> ? C::kStages : 1][4];  // columns that count, of the lanes of each number modulo four
 
   // `copies`: the producer's lanes copy parts of a tile themselves. `stored`: and factors of query rows. `scalers`: who
   // else has to do with a tile before it can be multiplied. `readers`: who lets go of one.
@@ -56,6 +68,8 @@ struct Sm90Shared {
     for (int i = 0; kOnlyMarked<C> && i < kPages; ++i) {
       ptx::mbarrier_init(&pages_full[i], 32);
       ptx::mbarrier_init(&pages_empty[i], 32);
+      ptx::mbarrier_init(&marked_full[i], 1);
+      ptx::mbarrier_init(&marked_empty[i], 1);
     }
     for (int i = 0; i < kFinished; ++i) {
       ptx::mbarrier_init(&finished_full[i], C::kGroups * 128);
@@ -103,13 +117,17 @@ __device__ __forceinline__ int swizzled(int rows, int row, int chunk) {
 template <class C, class T>
 __device__ __forceinline__ float inverse_norm_of(const char* operand, int rows, int row) {
   float square[8] = {};  // sums that do not wait for one another
-#pragma unroll 4
-  for (int chunk = 0; chunk < C::kAtoms * 8; ++chunk) {
-    const uint4 value = *reinterpret_cast<const uint4*>(operand + swizzled(rows, row, chunk));
-    const T* part = reinterpret_cast<const T*>(&value);
+  // An operand begins at a multiple of 1024: a row's chunks lie where one bit operation finds them.
+  const uint32_t first = ptx::shared_address(operand) + row * 128 + row % 8 * 16;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) square[i] = fmaf(static_cast<float>(part[i]), static_cast<float>(part[i]), square[i]);
-  }
+  for (int atom = 0; atom < C::kAtoms; ++atom)
+#pragma unroll
+    for (int chunk = 0; chunk < 8; ++chunk) {
+      const uint4 value = ptx::load_shared_16((first + atom * rows * 128) ^ chunk * 16);
+      const T* part = reinterpret_cast<const T*>(&value);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) square[i] = fmaf(static_cast<float>(part[i]), static_cast<float>(part[i]), square[i]);
+    }
 #pragma unroll
   for (int step = 4; step; step /= 2)
 #pragma unroll
