@@ -40,6 +40,25 @@ def test_every_length(maxsim, path, query_length, document_length, dtypes):
     assert_scores(laid.score(laid.queries, laid.documents), laid, batch, tolerance(*dtypes))
 
 
+@pytest.mark.parametrize("dtypes", SAME_DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("dim, tokens", [(48, 70), (64, 64), (128, 33), (128, 100)])
+def test_many_documents_of_several_queries(maxsim, path, dim, tokens, dtypes):
+    """Several for each thread block of any GPU, so that everything that goes round does so more than once."""
+    queries = torch.randn(7, 20, dim).to(path.device, dtypes[0])
+    documents = torch.randn(7, 700 if path.device == "cuda" else 50, tokens, dim).to(path.device, dtypes[1])
+    queries[3, 4] = -queries[3, 4].abs()  # a query and a document whose maxima are negative, and a NaN
+    documents[3, ::3] = documents[3, ::3].abs()
+    documents[5, 6, -1, -1] = float("nan")
+    scores, one = maxsim.maxsim(queries, documents), maxsim.maxsim(queries[:1], documents[0])
+    assert torch.equal(one[0], scores[0])
+    similarities = torch.einsum("qid,qnjd->qnij", queries.double(), documents.double())
+    size = torch.einsum("qid,qnjd->qnij", queries.double().abs(), documents.double().abs()).amax((-1, -2))
+    want = similarities.amax(-1).sum(-1)
+    assert want.isnan().sum() == 1 and torch.equal(scores.isnan(), want.isnan())
+    off = ((scores - want).abs() / (20 * size)).nan_to_num()
+    assert off.max().item() <= tolerance(*dtypes)
+
+
 EDGES = [0, 1, 8, 63, 64, 65, 103, 104, 105, 168, 300, 7, 0, 5]
 
 
