@@ -157,13 +157,11 @@ struct MmaDenseWarp {
     queries.reset();
     if (place.document >= C::kSlots) ptx::mbarrier_wait(&shared.free[slot], parity ^ 1);
     shared.maxima[slot][place.tile % warps][lane] = value;
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(&shared.full[slot]);
+    ptx::mbarrier_arrive(&shared.full[slot]);
     if (place.tile + 1 < tiles) return;
     ptx::mbarrier_wait(&shared.full[slot], parity);
     for (int other = 0; other < min(tiles, warps); ++other) value = max_nan(value, shared.maxima[slot][other][lane]);
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(&shared.free[slot]);
+    ptx::mbarrier_arrive(&shared.free[slot]);
     const double sum = sum_lanes(lane < args.query_tokens ? static_cast<double>(value) : 0.);
     if (lane == 0) args.scores[unit_of(place)] = static_cast<float>(sum);
   }
@@ -180,8 +178,8 @@ struct MmaDenseWarp {
       then = after(then);
     }
     if (threadIdx.x < C::kSlots) {
-      ptx::mbarrier_init(&shared.full[threadIdx.x], min(tiles, warps));
-      ptx::mbarrier_init(&shared.free[threadIdx.x], 1);
+      ptx::mbarrier_init(&shared.full[threadIdx.x], min(tiles, warps) * 32);
+      ptx::mbarrier_init(&shared.free[threadIdx.x], 32);
     }
     __syncthreads();
     if (now.document >= count) return;

@@ -149,8 +149,7 @@ struct Sm90TileMarker {
     if (lane < kWords) out.kept[lane] = kept;
     const uint32_t own = own_columns(kept);
     if (lane < 4) out.own[lane] = own;
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(&shared.marked_full[tiles.at]);
+    ptx::mbarrier_arrive(&shared.marked_full[tiles.at]);
     tiles.advance();
   }
 
@@ -193,16 +192,14 @@ struct Sm90MarkedProducer : Sm90Feed<C, T, kColumns> {
       const int part = tile.part, begin = tile.begin;
       const bool any = flags & StageInfo::kAnyToken;
       this->acquire();
-      if (!(flags & StageInfo::kFull)) {
-        if (this->lane < (C::N + 31) / 32) this->shared.stages[this->ring.at].bits[this->lane] = tile.kept[this->lane];
-        if (this->lane < 4) this->shared.own[this->ring.at][this->lane] = tile.own[this->lane];
-        __syncwarp();  // before the first lane says that they are written
+      if (!(flags & StageInfo::kFull) && this->lane == 0) {  // who also says that they are written
+        for (int word = 0; word < (C::N + 31) / 32; ++word)
+          this->shared.stages[this->ring.at].bits[word] = tile.kept[word];
+        for (int q = 0; q < 4; ++q) this->shared.own[this->ring.at][q] = tile.own[q];
       }
+      ptx::mbarrier_arrive(&this->shared.marked_empty[tiles.at]);
       this->publish(flags, begin, C::N - 8, target, any ? C::kTileBytes : 0);
-      if (this->lane == 0) {
-        if (any) this->load_whole(begin, static_cast<int>(target));
-        ptx::mbarrier_arrive(&this->shared.marked_empty[tiles.at]);
-      }
+      if (any && this->lane == 0) this->load_whole(begin, static_cast<int>(target));
       __syncwarp();
       this->ring.advance();
       tiles.advance();

@@ -68,8 +68,8 @@ struct Sm90Shared {
     for (int i = 0; kOnlyMarked<C> && i < kPages; ++i) {
       ptx::mbarrier_init(&pages_full[i], 32);
       ptx::mbarrier_init(&pages_empty[i], 32);
-      ptx::mbarrier_init(&marked_full[i], 1);
-      ptx::mbarrier_init(&marked_empty[i], 1);
+      ptx::mbarrier_init(&marked_full[i], 32);
+      ptx::mbarrier_init(&marked_empty[i], 32);
     }
     for (int i = 0; i < kFinished; ++i) {
       ptx::mbarrier_init(&finished_full[i], C::kGroups * 128);
