@@ -1,6 +1,6 @@
 // Forward on mma.sync for the plain case: one short query for each document, both sides padded, every token kept and no
 // winner asked for. Such a call waits for memory, and a short one for its instructions, of which this kernel has a
-// twentieth of what every layout takes (mma_rows.cuh).
+// quarter of what every layout takes (mma_rows.cuh).
 #pragma once
 
 #include "mma_operands.cuh"

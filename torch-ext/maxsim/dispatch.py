@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C import _is_any_autocast_enabled
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from . import _kernels, autograd, checks, paths, reference
 from .problem import Problem, argmax_width
@@ -20,7 +23,7 @@ def common(queries: Tensor, documents: Tensor) -> Tensor | None:
     None where anything is out of the ordinary. That is asked for in one go; what the op refuses, ``run`` explains.
     """
     if (
-        torch.compiler.is_compiling()
+        is_compiling()
         or type(queries) is not Tensor
         or type(documents) is not Tensor
         or queries.dtype not in _HALVES
@@ -30,9 +33,9 @@ def common(queries: Tensor, documents: Tensor) -> Tensor | None:
         or queries.requires_grad
         or documents.requires_grad
         or paths.forced
-        or torch._C._is_any_autocast_enabled()
+        or _is_any_autocast_enabled()
         or forward_ad._current_level >= 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or peek_interpreter_stack() is not None
     ):
         return None
     try:
