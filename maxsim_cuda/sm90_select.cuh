@@ -230,7 +230,7 @@ void launch_shape(const ForwardArgs& args, cudaStream_t stream) {
   }
   if constexpr (kColumns == Columns::norms) {
     if constexpr (!kArgmax)
-      if (dense(args.problem))
+      if (dense(args.problem) && !args.partials)
         return launch<Sm90Dense<Sm90Wide<kAtoms, T>, false, Sm90Paired<kAtoms, 104>>, T, kArgmax, kColumns>(args,
                                                                                                             stream);
     if (wastes_less<104, 128>(length)) return launch<Sm90Paired<kAtoms, 104>, T, kArgmax, kColumns>(args, stream);
