@@ -41,13 +41,13 @@ Names = dict[tuple[str, str], object]
 
 @contextmanager
 def launches(maxsim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The forward ops that run inside, in order."""
+    """The forward ops that run inside, in order; the plain ones count as `forward`."""
     kernels = sys.modules[f"{maxsim.__name__}._kernels"]
     ran: list[str] = []
     with monkeypatch.context() as patch:
-        for name in ("forward", "forward_argmax", "soft_forward", "soft_forward_parts"):
-            op = getattr(kernels, name)
-            patch.setattr(kernels, name, lambda *a, op=op, name=name: ran.append(name) or op(*a))
+        for name in ("forward", "forward_plain", "call_plain", "forward_argmax", "soft_forward", "soft_forward_parts"):
+            op, said = getattr(kernels, name), "forward" if name.endswith("_plain") else name
+            patch.setattr(kernels, name, lambda *a, op=op, said=said: ran.append(said) or op(*a))
         yield ran
 
 
