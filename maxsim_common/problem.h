@@ -77,6 +77,8 @@ struct Segments {
   TokenFactor scale, minimum;  // null = 1 and 0; queries have no minimum
 
   MAXSIM_INLINE bool packed() const { return static_cast<bool>(offsets); }
+  // Padded, with every token kept.
+  MAXSIM_INLINE bool whole() const { return !offsets && !lengths && !mask; }
   MAXSIM_INLINE int64_t stride(const SegmentStride& by, int64_t s) const {
     const int64_t group = quotient(s, inner);
     return group * by.outer + (s - group * inner) * by.inner;

@@ -44,6 +44,11 @@ bool one_product_is_exact(const Problem& problem) {
   return is_stored(problem.documents.dtype) && narrow(problem.queries) && narrow(problem.documents);
 }
 
+bool is_short_stream(const Segments& documents) {
+  const int64_t rows = documents.packed() ? documents.extent : documents.count * documents.extent;
+  return rows * documents.dim * element_size(documents.dtype) < int64_t{4} * current_device().l2_bytes;
+}
+
 unsigned grid(int64_t wanted, int per_sm) {
   return static_cast<unsigned>(std::max<int64_t>(1, std::min<int64_t>(wanted, int64_t{per_sm} * current_device().sms)));
 }

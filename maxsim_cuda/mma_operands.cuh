@@ -78,7 +78,7 @@ struct Pieces {
   const Segments& side;
   bool aligned;  // a piece is one access
 
-  __device__ __forceinline__ explicit Pieces(const Segments& side_) : side(side_) {
+  MAXSIM_INLINE explicit Pieces(const Segments& side_) : side(side_) {
     const int64_t strides = side.token_stride | side.segment_stride.inner | side.segment_stride.outer | side.dim;
     aligned = side.feature_stride == 1 && ((reinterpret_cast<uintptr_t>(side.data) | strides * 2) & 15) == 0;
   }

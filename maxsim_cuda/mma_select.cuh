@@ -99,20 +99,14 @@ void launch_rows_form(const ForwardArgs& args, cudaStream_t stream) {
   args.argmax ? launch_rows<C, T, true>(args, stream) : launch_rows<C, T, false>(args, stream);
 }
 
-// Whether a side is padded with every token kept, and its rows are pieces of 16 bytes.
-bool plain_rows(const Segments& side) {
-  const int64_t strides = side.token_stride | side.segment_stride.inner | side.segment_stride.outer | side.dim;
-  return !side.packed() && !side.lengths && !side.mask && side.feature_stride == 1 && strides % 8 == 0 &&
-         reinterpret_cast<uintptr_t>(side.data) % 16 == 0;
-}
-
 template <class C>
 bool takes_dense(const ForwardArgs& args) {
   const Problem& problem = args.problem;
-  const Segments& documents = problem.documents;
+  const Segments &queries = problem.queries, &documents = problem.documents;
   return blocks_per_document(args) == 1 && problem.pairing != Pairing::list && !problem.normalize && !args.argmax &&
-         plain_rows(problem.queries) && plain_rows(documents) && documents.extent >= C::N &&
-         problem.queries.extent >= 1 && documents.count <= INT32_MAX;
+         queries.whole() && Pieces(queries).aligned && queries.extent >= 1 && documents.whole() &&
+         Pieces(documents).aligned && documents.extent >= C::N && documents.extent <= INT32_MAX - C::N &&
+         documents.count <= INT32_MAX;
 }
 
 // Warps of a block, of which kPerSm or fewer share an SM: as have most rings in all.
@@ -152,7 +146,7 @@ void launch_dense(const ForwardArgs& args, cudaStream_t stream) {
   dense.tokens = static_cast<int32_t>(documents.extent);
   dense.query_tokens = static_cast<int32_t>(queries.extent);
   dense.pieces = static_cast<int32_t>(documents.dim / 8);
-  dense.pass_through = documents.count * documents.extent * documents.dim * 2 < int64_t{4} * current_device().l2_bytes;
+  dense.pass_through = is_short_stream(documents);
   kernel<<<static_cast<unsigned>(blocks), warps * 32, bytes, stream>>>(dense);
   check(cudaGetLastError(), "mma_dense_forward");
 }

@@ -227,7 +227,7 @@ struct Sm90Consumer {
     finished.advance();
   }
 
-  // Packed documents under many queries have no register for it.
+  // Where tiles have two widths there is no register for it.
   __device__ __forceinline__ uint32_t base() const {
     return kNarrowColumns<C> > 0 ? ptx::shared_address(&shared) : held_base;
   }

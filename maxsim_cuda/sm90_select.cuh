@@ -17,7 +17,7 @@ namespace {
 
 bool dense(const Problem& problem) {
   const auto plain = [](const Segments& side) {
-    return !side.packed() && !side.lengths && !side.mask && side.count < INT32_MAX && side.extent < INT32_MAX;
+    return side.whole() && side.count < INT32_MAX && side.extent < INT32_MAX;
   };
   return problem.pairing != Pairing::list && plain(problem.queries) && plain(problem.documents);
 }
@@ -119,11 +119,8 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
                                  (kOnlyOne<C> || describe(documents, 8, &tail_map, C::kAtomBytes))));
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
-  // A short stream that is read once leaves L2 to others: their dirty lines need not be written back to make room. A
-  // long one fills L2 whatever it says, and is up to 5 % slower for saying so.
-  const int64_t rows = documents.packed() ? documents.extent : documents.count * documents.extent;
-  mapped.pass_through = (args.problem.pairing == Pairing::slab || (cross && units == args.count)) &&
-                        rows * documents.dim * element_size(documents.dtype) < int64_t{4} * current_device().l2_bytes;
+  mapped.pass_through =
+      (args.problem.pairing == Pairing::slab || (cross && units == args.count)) && is_short_stream(documents);
   mapped.masked = mapped.tma && documents.mask;
   mapped.dense = mapped.tma && units < INT32_MAX && dense(args.problem);
   mapped.dense_units = static_cast<uint32_t>(units);
