@@ -73,9 +73,10 @@ struct Layout {
 
 // Whether all blocks of a query pass one warp, one after the other or side by side, so that their sums need no memory.
 // On Hopper: those of a candidate do, and of a padded query of a cross product where every tile shape that meets so
-// many blocks takes a multiple of them. Long rows may have to take mma.sync after all, where they do not.
-bool sums_in_registers(const Problem& problem, Path path, int64_t chunks) {
-  if (path != Path::sm90 || sm90_takes_deep(problem)) return false;
+// many blocks takes a multiple of them. Long rows may have to take mma.sync after all, where only plain problems do.
+bool sums_together(const Problem& problem, Path path, int64_t chunks) {
+  if (path != Path::sm90) return mma_sums_together(problem, chunks);
+  if (sm90_takes_deep(problem)) return false;
   return problem.pairing != Pairing::cross || (!problem.queries.packed() && (chunks == 2 || chunks == 4));
 }
 
@@ -92,7 +93,7 @@ Layout lay_out(const Problem& problem, Path path) {
     if (queries.count == 1) out.block_count = out.chunks;
     if (out.cross && queries.count > 1) out.table_bytes = ceil_div((out.block_count + 1) * sizeof(int2), 256) * 256;
   }
-  if (out.chunks > 1 && !sums_in_registers(problem, path, out.chunks))
+  if (out.chunks > 1 && !sums_together(problem, path, out.chunks))
     out.per_item = out.cross ? out.block_count * 8 + queries.count * 4 : out.chunks * 8 + 4;
   out.per_launch = out.per_item ? std::max<int64_t>(1, std::min(out.items, kScratchBytes / out.per_item)) : out.items;
   return out;

@@ -23,15 +23,12 @@ struct MmaDenseConfig {
   static_assert(kRowsACopy % 2 == 0 && 8 % kRowsACopy == 0, "copies keep the exchange of halves");
 };
 
-// Strides count bytes. Few words, because a short call waits for each line of them.
-struct MmaDenseArgs {
-  const char *documents, *queries;
-  int64_t token_stride, document_stride, slab_stride, query_token_stride, query_stride;
+// Few words, because a short call waits for each line of them.
+struct MmaDenseArgs : DenseSides {
   float* scores;
   uint32_t units, share;  // documents, and how many each block has, the first ones one more
   uint32_t of_a_query;    // documents
-  int32_t tokens, query_tokens, pieces;
-  bool pass_through;  // documents should not push other data out of L2
+  bool pass_through;      // documents should not push other data out of L2
 };
 
 template <class C>
@@ -42,6 +39,7 @@ struct MmaDenseShared {
 
 template <class C, class T>
 struct MmaDenseWarp {
+  using Rows = QueryRows<T, C::kSteps, false>;
   // A tile of a document of this block.
   struct Place {
     uint32_t document;
@@ -55,7 +53,7 @@ struct MmaDenseWarp {
   const bool deals;
   uint32_t first, count;  // the block's documents: neighbours, or every so many where all have one query
   const uint64_t stream_policy;
-  QueryRows<T, C::kSteps, false> queries;
+  Rows queries;
 
   __device__ __forceinline__ MmaDenseWarp(const MmaDenseArgs& args_, MmaDenseShared<C>& shared_, char* memory)
       : args(args_),
@@ -124,29 +122,16 @@ struct MmaDenseWarp {
     ptx::copy_commit();
   }
 
-  // Everything is asked for before anything is waited for, and before tiles are: loads come back in the order in which
-  // an SM asks for them.
-  __device__ __forceinline__ void fetch_queries(uint32_t slab, uint4 (&pieces)[4][C::kSteps]) const {
-    const char* from = args.queries + slab * args.query_stride + lane % 4 * 16;
-#pragma unroll
-    for (int part = 0; part < 4; ++part) {
-      const int row = queries.row_of(part);
-#pragma unroll
-      for (int step = 0; step < C::kSteps; ++step)
-        ptx::load_16_if<0>(row < args.query_tokens && step * 4 + lane % 4 < args.pieces,
-                           from + row * args.query_token_stride + step * 64,
-                           reinterpret_cast<uint32_t*>(&pieces[part][step]));
-    }
+  // Before tiles are asked for: loads come back in the order in which an SM asks for them.
+  __device__ __forceinline__ void fetch_queries(uint32_t slab, typename Rows::Fetched& fetched) const {
+    Rows::fetch(args.queries + slab * args.query_stride, args.query_token_stride, args.query_tokens, args.pieces,
+                fetched);
   }
   // Lines that queries will be fetched from soon, a row a lane.
   __device__ __forceinline__ void prefetch_queries(uint32_t slab) const {
     const char* from = args.queries + slab * args.query_stride + lane * args.query_token_stride;
     if (lane < args.query_tokens)
       for (int piece = 0; piece < args.pieces; piece += 8) ptx::prefetch_to_l2(from + piece * 16);
-  }
-  __device__ __forceinline__ void hold_queries(const uint4 (&pieces)[4][C::kSteps]) {
-#pragma unroll
-    for (int part = 0; part < 4; ++part) queries.hold(part, pieces[part]);
   }
 
   // This warp has met its tiles of a document. The warp of the last one waits for the others.
@@ -170,8 +155,8 @@ struct MmaDenseWarp {
     Place now = after({0, warp - warps}), then = now;
     uint32_t resident = unit_of(now) / args.of_a_query, announced = resident;
     int stage = 0;
-    uint4 pieces[4][C::kSteps];
-    if (now.document < count) fetch_queries(resident, pieces);
+    typename Rows::Fetched fetched;
+    if (now.document < count) fetch_queries(resident, fetched);
 #pragma unroll 1
     for (int i = 0; i < C::kStages - 1; ++i) {
       issue(i, then);
@@ -183,14 +168,14 @@ struct MmaDenseWarp {
     }
     __syncthreads();
     if (now.document >= count) return;
-    hold_queries(pieces);
+    queries.hold(fetched);
     queries.reset();
     const uint32_t tiles_at = ptx::shared_address(ring);
     do {
       const uint32_t slab = unit_of(now) / args.of_a_query;
       if (slab != resident) {
-        fetch_queries(slab, pieces);
-        hold_queries(pieces);
+        fetch_queries(slab, fetched);
+        queries.hold(fetched);
         resident = slab;
       }
       ptx::copy_wait<C::kStages - 2>();
@@ -207,9 +192,7 @@ struct MmaDenseWarp {
         multiply_tile<T>(products, queries.operands, tokens, columns / 8);
       else
         multiply_tile<T>(products, queries.operands, tokens);
-      if (!queries.take_positive(products))
-#pragma unroll
-        for (int i = 0; i < C::N; ++i) queries.best[i % 2].take(i / 2 % 4 / 2, products[i % 2][i / 2], 0);
+      if (!queries.take_positive(products)) queries.take_each(products);
       if (now.tile + warps >= tiles) finish(now);
       now = after(now);
       stage = stage + 1 == C::kStages ? 0 : stage + 1;

@@ -1,9 +1,10 @@
 // Operands of mma.sync that are read in pieces of 16 bytes, straight from global memory or from shared, and what a warp
-// makes of its 32 query rows.
+// makes of its query rows.
 #pragma once
 
 #include "blocks.cuh"
 #include "ptx/cp_async.cuh"
+#include "ptx/load.cuh"
 #include "ptx/mma.cuh"
 #include "ptx/shared.cuh"
 #include "row_max.cuh"
@@ -28,9 +29,10 @@ template <int kPitch>
 struct TilePieces {
   uint32_t at[2];
 
-  __device__ __forceinline__ explicit TilePieces(uint32_t tile) {
+  // `odd`: the first one is one of those.
+  __device__ __forceinline__ explicit TilePieces(uint32_t tile, int odd = 0) {
     const int lane = threadIdx.x % 32;
-    at[0] = tile + lane / 4 * kPitch + (lane % 4 + lane / 4 % 2 * 4) * 16;
+    at[0] = tile + lane / 4 * kPitch + (lane % 4 + (lane / 4 + odd & 1) * 4) * 16;
     at[1] = at[0] ^ 64;
   }
   __device__ __forceinline__ static int place(int row, int piece) {
@@ -43,11 +45,14 @@ struct TilePieces {
 };
 
 // Of the first `eights` of a tile; products of others are below all that are.
-template <class T, int kPitch, int kSteps, int kCount>
-__device__ __forceinline__ void multiply_tile(float (&products)[2][kCount], const uint32_t (&operands)[2][kSteps][2][4],
+template <class T, int kPitch, int kTiles, int kSteps, int kCount>
+__device__ __forceinline__ void multiply_tile(float (&products)[kTiles][kCount],
+                                              const uint32_t (&operands)[kTiles][kSteps][2][4],
                                               const TilePieces<kPitch>& tokens, int eights = kCount / 4) {
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) products[0][i] = products[1][i] = i / 4 < eights ? 0.f : -INFINITY;
+  for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) products[tile][i] = i / 4 < eights ? 0.f : -INFINITY;
 #pragma unroll
   for (int step = 0; step < kSteps; ++step)
 #pragma unroll
@@ -55,7 +60,8 @@ __device__ __forceinline__ void multiply_tile(float (&products)[2][kCount], cons
       if (group >= eights) break;
       const uint4 token = tokens.load(step, group);
 #pragma unroll
-      for (int tile = 0; tile < 2; ++tile) multiply_step<T>(&products[tile][group * 4], operands[tile][step], token);
+      for (int tile = 0; tile < kTiles; ++tile)
+        multiply_step<T>(&products[tile][group * 4], operands[tile][step], token);
     }
 }
 
@@ -104,21 +110,42 @@ struct Pieces {
   }
 };
 
-// A block of query tokens in a warp's registers: two row tiles of 16.
-template <class T, int kSteps, bool kArgmax>
+// Both sides of a plain problem: strides count bytes, tokens are those of a document.
+struct DenseSides {
+  const char *documents, *queries;
+  int64_t token_stride, document_stride, slab_stride, query_token_stride, query_stride;
+  int32_t tokens, query_tokens, pieces;
+
+  explicit DenseSides(const Problem& problem)
+      : documents(static_cast<const char*>(problem.documents.data)),
+        queries(static_cast<const char*>(problem.queries.data)),
+        token_stride(problem.documents.token_stride * 2),
+        document_stride(2 * (problem.pairing == Pairing::cross ? problem.documents.segment_stride.outer
+                                                               : problem.documents.segment_stride.inner)),
+        slab_stride(problem.documents.segment_stride.outer * 2),
+        query_token_stride(problem.queries.token_stride * 2),
+        query_stride(problem.queries.segment_stride.outer * 2),
+        tokens(static_cast<int32_t>(problem.documents.extent)),
+        query_tokens(static_cast<int32_t>(problem.queries.extent)),
+        pieces(static_cast<int32_t>(problem.documents.dim / 8)) {}
+};
+
+// Blocks of query tokens in a warp's registers: two row tiles of 16 each.
+template <class T, int kSteps, bool kArgmax, int kHeld = 1>
 struct QueryRows {
-  uint32_t operands[2][kSteps][2][4];  // in the order of the instruction, which wants four neighbouring registers
-  float scale[2][2];  // of rows lane / 4 of the upper and the lower half of each tile, where normalised
-  RowState<kArgmax> best[2];
+  static constexpr int kTiles = 2 * kHeld;
+  uint32_t operands[kTiles][kSteps][2][4];  // in the order of the instruction, which wants four neighbouring registers
+  float scale[kTiles][2];  // of rows lane / 4 of the upper and the lower half of each tile, where normalised
+  RowState<kArgmax> best[kTiles];
   bool any_token;
 
   __device__ __forceinline__ void reset() {
-    best[0].reset();
-    best[1].reset();
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) best[tile].reset();
     any_token = false;
   }
 
-  // The row of a lane's pieces `part`, of which its four make its share of the block.
+  // The row, in its block, of a lane's pieces `part`, of which its four make its share of the block.
   __device__ __forceinline__ static int row_of(int part) { return part * 8 + static_cast<int>(threadIdx.x) % 32 / 4; }
 
   __device__ __forceinline__ void load(const ForwardArgs& args, const BlockInfo& block) {
@@ -136,6 +163,27 @@ struct QueryRows {
     }
   }
 
+  // What block `held` will hold of rows of `count` pieces, of which there are `rows`. Everything is asked for before
+  // anything is waited for.
+  using Fetched = uint4[4][kSteps];
+  __device__ __forceinline__ static void fetch(const char* from, int64_t stride, int rows, int count,
+                                               Fetched& fetched) {
+#pragma unroll
+    for (int part = 0; part < 4; ++part) {
+      const int row = row_of(part);
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        const int piece = step * 4 + static_cast<int>(threadIdx.x) % 4;
+        ptx::load_16_if<0>(row < rows && piece < count, from + row * stride + piece * 16,
+                           reinterpret_cast<uint32_t*>(&fetched[part][step]));
+      }
+    }
+  }
+  __device__ __forceinline__ void hold(const Fetched& fetched, int held = 0) {
+#pragma unroll
+    for (int part = 0; part < 4; ++part) hold(held * 4 + part, fetched[part]);
+  }
+
   // Shuffled to where they are: otherwise they stay in the registers that a wide load fills, and are moved before every
   // product.
   __device__ __forceinline__ void hold(int part, const uint4 (&pieces)[kSteps]) {
@@ -151,35 +199,74 @@ struct QueryRows {
 
   // Products with 2 kCount document tokens, the first of which is `first`.
   template <int kCount>
-  __device__ __forceinline__ void take(const float (&products)[2][kCount], int32_t first, bool full,
+  __device__ __forceinline__ void take(const float (&products)[kTiles][kCount], int32_t first, bool full,
                                        const uint32_t* bits) {
     if constexpr (!kArgmax)
       if (full && take_positive(products)) return;
 #pragma unroll
-    for (int tile = 0; tile < 2; ++tile)
+    for (int tile = 0; tile < kTiles; ++tile)
       take_products(products[tile], best[tile], TokensFrom{first}, threadIdx.x % 4 * 2, full, bits,
                     ColumnScale<false>{});
   }
 
-  // As take_positive_maxima, but both tiles ask together whether a maximum is negative.
+  // Maxima by the bits of products, of as many as are raised before they are taken: right unless one is negative.
+  struct Tops {
+    int32_t row[2 * kTiles];
+
+    __device__ __forceinline__ Tops() {
+#pragma unroll
+      for (int32_t& top : row) top = INT32_MIN;
+    }
+    template <int kCount>
+    __device__ __forceinline__ void raise(const float (&products)[kTiles][kCount]) {
+#pragma unroll
+      for (int i = 0; i < kCount / 2; ++i)
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          int32_t& top = row[tile * 2 + i % 2];
+          top = __vimax3_s32(top, __float_as_int(products[tile][2 * i]), __float_as_int(products[tile][2 * i + 1]));
+        }
+    }
+    // All rows are asked together.
+    __device__ __forceinline__ bool positive() const {
+      int32_t signs = 0;
+#pragma unroll
+      for (int32_t top : row) signs |= top;
+      return !__any_sync(~0u, signs < 0);
+    }
+    // Over the four lanes that share a row.
+    __device__ __forceinline__ void reduce() {
+#pragma unroll
+      for (int32_t& top : row)
+#pragma unroll
+        for (int step = 1; step <= 2; step *= 2) top = max(top, __shfl_xor_sync(~0u, top, step));
+    }
+  };
+
+  __device__ __forceinline__ void take(const Tops& tops) {
+#pragma unroll
+    for (int row = 0; row < 2 * kTiles; ++row)
+      best[row / 2].best[row % 2] = max_nan(best[row / 2].best[row % 2], __int_as_float(tops.row[row]));
+  }
   template <int kCount>
-  __device__ __forceinline__ bool take_positive(const float (&products)[2][kCount]) {
-    int32_t top[4] = {INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN};
-#pragma unroll
-    for (int i = 0; i < kCount / 2; ++i)
-#pragma unroll
-      for (int tile = 0; tile < 2; ++tile) {
-        int32_t& row = top[tile * 2 + i % 2];
-        row = __vimax3_s32(row, __float_as_int(products[tile][2 * i]), __float_as_int(products[tile][2 * i + 1]));
-      }
-    if (__any_sync(~0u, (top[0] | top[1] | top[2] | top[3]) < 0)) return false;
-#pragma unroll
-    for (int r = 0; r < 4; ++r) best[r / 2].best[r % 2] = max_nan(best[r / 2].best[r % 2], __int_as_float(top[r]));
+  __device__ __forceinline__ bool take_positive(const float (&products)[kTiles][kCount]) {
+    Tops tops;
+    tops.raise(products);
+    if (!tops.positive()) return false;
+    take(tops);
     return true;
+  }
+  template <int kCount>
+  __device__ __forceinline__ void take_each(const float (&products)[kTiles][kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) best[tile].take(i % 4 / 2, products[tile][i], 0);
   }
 
   // The maximum of row `lane`, and its winner.
   __device__ __forceinline__ float row_maximum(bool normalize, int32_t& winner) {
+    static_assert(kTiles == 2, "a row a lane");
     const int lane = threadIdx.x % 32, from = lane % 8 * 4;
     float value = 0.f;
 #pragma unroll

@@ -9,6 +9,7 @@
 #include "check.h"
 #include "launch.h"
 #include "mma_dense.cuh"
+#include "mma_dense_wide.cuh"
 #include "mma_forward.cuh"
 #include "mma_rows.cuh"
 #include "mma_select.h"
@@ -99,16 +100,6 @@ void launch_rows_form(const ForwardArgs& args, cudaStream_t stream) {
   args.argmax ? launch_rows<C, T, true>(args, stream) : launch_rows<C, T, false>(args, stream);
 }
 
-template <class C>
-bool takes_dense(const ForwardArgs& args) {
-  const Problem& problem = args.problem;
-  const Segments &queries = problem.queries, &documents = problem.documents;
-  return blocks_per_document(args) == 1 && problem.pairing != Pairing::list && !problem.normalize && !args.argmax &&
-         queries.whole() && Pieces(queries).aligned && queries.extent >= 1 && documents.whole() &&
-         Pieces(documents).aligned && documents.extent >= C::N && documents.extent <= INT32_MAX - C::N &&
-         documents.count <= INT32_MAX;
-}
-
 // Warps of a block, of which kPerSm or fewer share an SM: as have most rings in all.
 template <class C>
 int warps_that_fit() {
@@ -125,36 +116,84 @@ int warps_that_fit() {
 
 template <class C, class T>
 void launch_dense(const ForwardArgs& args, cudaStream_t stream) {
-  const Segments &queries = args.problem.queries, &documents = args.problem.documents;
   const auto kernel = mma_dense_forward<C, T>;
   const int warps = warps_that_fit<C>(), bytes = warps * C::kRingBytes;
-  const int64_t blocks =
-      std::min<int64_t>(documents.count, int64_t{current_device().sms} * blocks_an_sm(kernel, warps * 32, bytes));
-  MmaDenseArgs dense{};
-  dense.documents = static_cast<const char*>(documents.data);
-  dense.queries = static_cast<const char*>(queries.data);
-  dense.token_stride = documents.token_stride * 2;
-  const bool cross = args.problem.pairing == Pairing::cross;
-  dense.document_stride = (cross ? documents.segment_stride.outer : documents.segment_stride.inner) * 2;
-  dense.slab_stride = documents.segment_stride.outer * 2;
-  dense.query_token_stride = queries.token_stride * 2;
-  dense.query_stride = queries.segment_stride.outer * 2;
+  MmaDenseArgs dense{DenseSides(args.problem)};
   dense.scores = args.scores;
-  dense.units = static_cast<uint32_t>(documents.count);
-  dense.share = static_cast<uint32_t>(documents.count / blocks);
-  dense.of_a_query = static_cast<uint32_t>(cross ? documents.count : documents.inner);
-  dense.tokens = static_cast<int32_t>(documents.extent);
-  dense.query_tokens = static_cast<int32_t>(queries.extent);
-  dense.pieces = static_cast<int32_t>(documents.dim / 8);
-  dense.pass_through = is_short_stream(documents);
+  dense.units = static_cast<uint32_t>(args.problem.documents.count);
+  const bool cross = args.problem.pairing == Pairing::cross;
+  dense.of_a_query = static_cast<uint32_t>(cross ? args.problem.documents.count : args.problem.documents.inner);
+  const int64_t blocks =
+      std::min<int64_t>(dense.units, int64_t{current_device().sms} * blocks_an_sm(kernel, warps * 32, bytes));
+  dense.share = static_cast<uint32_t>(dense.units / blocks);
+  dense.pass_through = is_short_stream(args.problem.documents);
   kernel<<<static_cast<unsigned>(blocks), warps * 32, bytes, stream>>>(dense);
   check(cudaGetLastError(), "mma_dense_forward");
 }
 
+// A ring of as wide tiles as leave room for kPerSm blocks, of three tiles if these are not too narrow for it.
+struct WideRing {
+  int width, stages, bytes;
+};
+template <class C>
+WideRing wide_ring() {
+  constexpr int kNarrow = 96;
+  const Device& device = current_device();
+  for (int stages = C::kStages;; --stages)
+    for (int width = C::kMostColumns; width >= C::kTogether; width -= C::kTogether) {
+      const int bytes = stages * width * C::kPitch, all = bytes + static_cast<int>(sizeof(MmaDenseWideShared<C>));
+      const bool fits = all <= device.shared_bytes && C::kPerSm * (all + 1024) <= device.sm_shared_bytes;
+      if (stages == C::kAhead ? fits || width == C::kTogether : fits && width >= kNarrow) return {width, stages, bytes};
+    }
+}
+
+template <class C>
+int64_t wide_units(const ForwardArgs& args) {
+  return args.count * (args.problem.pairing == Pairing::cross ? ceil_div(args.block_count, C::kBlocks) : 1);
+}
+
+template <class C, class T>
+void launch_dense_wide(const ForwardArgs& args, cudaStream_t stream) {
+  const auto kernel = mma_dense_wide_forward<C, T>;
+  MmaDenseWideArgs wide{DenseSides(args.problem)};
+  const WideRing ring = wide_ring<C>();
+  const int64_t tiles = ceil_div(wide.tokens, ring.width);  // of a document, and alike
+  wide.width = static_cast<int32_t>(ceil_div(ceil_div(wide.tokens, tiles), C::kTogether) * C::kTogether);
+  wide.stages = ring.stages;
+  wide.forward = args;
+  wide.cross = args.problem.pairing == Pairing::cross;
+  wide.blocks = static_cast<uint32_t>(args.block_count);
+  wide.of_a_group = static_cast<uint32_t>(wide.cross ? args.count : args.problem.documents.inner);
+  wide.units = static_cast<uint32_t>(wide_units<C>(args));
+  wide.documents += args.first * wide.document_stride;
+  const int64_t places = int64_t{current_device().sms} * blocks_an_sm(kernel, C::kThreads, ring.bytes);
+  const int64_t blocks = std::min<int64_t>(wide.units, places);
+  wide.share = static_cast<uint32_t>(wide.units / blocks);
+  kernel<<<static_cast<unsigned>(blocks), C::kThreads, ring.bytes, stream>>>(wide);
+  check(cudaGetLastError(), "mma_dense_wide_forward");
+}
+
+// As many rows as there are, where that leaves each SM something to do and the sums of a query in one thread block.
+template <class T, int kSteps>
+void select_dense_wide(const ForwardArgs& args, cudaStream_t stream) {
+  using Two = MmaDenseWideConfig<4, kSteps>;
+  using Four = MmaDenseWideConfig<2, kSteps>;
+  using Eight = MmaDenseWideConfig<1, kSteps>;
+  const int64_t blocks = blocks_per_document(args), together = args.partials ? 1 : args.chunks;
+  const int64_t sms = current_device().sms;
+  if (together > 4 || (blocks > 4 && wide_units<Eight>(args) >= sms)) return launch_dense_wide<Eight, T>(args, stream);
+  if (together > 2 || (blocks > 2 && wide_units<Four>(args) >= sms)) return launch_dense_wide<Four, T>(args, stream);
+  launch_dense_wide<Two, T>(args, stream);
+}
+
 template <class T, int kSteps>
 void select_rows(const ForwardArgs& args, cudaStream_t stream) {
-  if (takes_dense<MmaDenseConfig<kSteps>>(args)) return launch_dense<MmaDenseConfig<kSteps>, T>(args, stream);
-  if (blocks_per_document(args) <= 1) return launch_rows_form<MmaRowsLean<kSteps>, T>(args, stream);
+  const int64_t blocks = blocks_per_document(args);
+  if (mma_is_plain(args.problem, args.chunks)) {
+    if (blocks == 1) return launch_dense<MmaDenseConfig<kSteps>, T>(args, stream);
+    return select_dense_wide<T, kSteps>(args, stream);
+  }
+  if (blocks <= 1) return launch_rows_form<MmaRowsLean<kSteps>, T>(args, stream);
   launch_rows_form<MmaRowsWide<kSteps>, T>(args, stream);
 }
 

@@ -17,6 +17,11 @@ int mma_arch();
 // Whether operands are split in pairs of fp16, on any path with tensor cores; else they are multiplied as they are.
 bool mma_splits(const Problem& problem);
 
+// Of queries of `chunks` blocks each: whether the kernels of the plain case take them, and whether one thread block
+// meets all blocks of a query, so that their sums need no memory.
+bool mma_is_plain(const Problem& problem, int64_t chunks);
+bool mma_sums_together(const Problem& problem, int64_t chunks);
+
 void mma_select_bf16(const ForwardArgs& args, cudaStream_t stream);
 void mma_select_f16(const ForwardArgs& args, cudaStream_t stream);
 void mma_select_split(const ForwardArgs& args, cudaStream_t stream);

@@ -20,6 +20,7 @@ struct Sm90PackedProducer : Sm90Feed<C, T, kColumns> {
   __device__ __forceinline__ void run() {
     const Sm90Args& args = this->args;
     const Segments& side = args.problem.documents;
+    if (args.block_count <= C::kBlocks && args.count == side.count && this->lane == 0) begin_to_read();
     if (args.follows_table) ptx::wait_for_prior_kernel();
     const int count = static_cast<int>(args.count);
     const int64_t groups = quotient(block_count(args) + C::kBlocks - 1, C::kBlocks);
@@ -50,6 +51,17 @@ struct Sm90PackedProducer : Sm90Feed<C, T, kColumns> {
   }
 
  private:
+  // Where a share begins is looked up in offsets, and until then memory would have nothing to do. What lies about there
+  // is met by this block or a neighbour, and waits in L2.
+  __device__ __forceinline__ void begin_to_read() {
+    const Segments& side = this->args.problem.documents;
+    const uint32_t row = static_cast<uint32_t>(uint64_t{static_cast<uint32_t>(side.extent)} * blockIdx.x / gridDim.x);
+    const char* from = static_cast<const char*>(side.data) + row * side.token_stride * int64_t{sizeof(T)};
+    constexpr int64_t kBytes = (64 << 10) / C::kPerSm;
+    const int bytes = static_cast<int>(min(kBytes, this->args.document_end - from)) & ~15;
+    if (bytes > 0) ptx::bulk_prefetch(from, bytes);
+  }
+
   __device__ __forceinline__ void stream(int64_t target, int64_t from, int64_t to, bool release) {
     const int extent = static_cast<int>(this->args.problem.documents.extent);
     const bool valid = 0 <= from && from <= to && to <= extent;

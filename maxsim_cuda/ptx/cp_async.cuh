@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "mbarrier.cuh"
+
 namespace maxsim {
 namespace ptx {
 
@@ -65,11 +67,15 @@ __device__ __forceinline__ void prefetch_to_l2(const void* global) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }
 
-// An arrival on an mbarrier, where there are any, that happens when all copies of this thread so far have.
+// An arrival on an mbarrier that happens when all copies of this thread so far have.
 __device__ __forceinline__ void copy_arrive(uint64_t* barrier) {
+#if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(
                    static_cast<uint32_t>(__cvta_generic_to_shared(barrier)))
                : "memory");
+#else
+  mbarrier_arrive(barrier);
+#endif
 }
 
 __device__ __forceinline__ void copy_commit() {

@@ -59,5 +59,10 @@ __device__ __forceinline__ void bulk_load(void* shared, const void* global, int 
                : "memory");
 }
 
+// Into L2 only; alignment as above.
+__device__ __forceinline__ void bulk_prefetch(const void* global, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+}
+
 }  // namespace ptx
 }  // namespace maxsim

@@ -1,0 +1,358 @@
+// Forward on mma.sync for the plain case of more than one block of query tokens a document: both sides padded, every
+// token kept and no winner asked for. What every layout takes (mma_rows.cuh) spends as many instructions on saying what
+// a tile is as on its products.
+#pragma once
+
+#include "mma_operands.cuh"
+#include "ptx/mbarrier.cuh"
+
+namespace maxsim {
+namespace cuda {
+
+constexpr int64_t kMostChunksAlone = 8;  // blocks of a query that has documents of its own
+
+// Each warp holds 64 query rows, half of the registers that it can have: fewer would read each token from shared memory
+// twice as often. Where there are fewer, kColumnWarps of the warps hold the same ones and meet the columns of a tile in
+// turn. Columns multiplied together are 32 registers of products where query rows are 128, and 64 in the narrower form.
+template <int kColumnWarps_, int kSteps_>
+struct MmaDenseWideConfig {
+  static constexpr int kSteps = kSteps_, kPitch = kSteps * 64, kColumns = 64 / kSteps, kHeld = 2;
+  static constexpr int kWarps = 4, kColumnWarps = kColumnWarps_, kRowWarps = kWarps / kColumnWarps;
+  static constexpr int kBlocks = kRowWarps * kHeld, kRows = kBlocks * kBlockTokens, kThreads = kWarps * 32;
+  static constexpr int kTogether = kColumns * kColumnWarps;  // columns that all warps meet at once
+  static constexpr int kPerSm = 2, kMostColumns = 256;
+  static constexpr int kAhead = 2, kStages = kAhead + 1;                  // tiles on their way, and at most in the ring
+  static constexpr int kCopies = kPitch / 16, kRowsACopy = 32 / kCopies;  // rows that a copy of each lane fills
+  static constexpr int kRowsAtOnce = 8 * kRowsACopy;
+  static constexpr int kLanes = 32 / kBlocks, kTokens = kBlockTokens / kLanes;  // lanes a block adds up, tokens a lane
+  static constexpr int kSlots = 2;                                              // documents that wait to be added up
+  static_assert(kMostColumns % kTogether == 0, "tiles of whole rounds");
+  static_assert(kRowsACopy % 2 == 0, "copies keep the exchange of halves");
+};
+
+// A group of query blocks meets documents one after the other: all of a cross product, else a query's own.
+struct MmaDenseWideArgs : DenseSides {
+  ForwardArgs forward;
+  uint32_t units, share;  // groups x documents, and how many each thread block has, the first ones one more
+  uint32_t of_a_group;    // documents
+  uint32_t blocks;        // of all queries
+  int32_t width;          // tokens of a tile
+  int32_t stages;         // tiles of the ring: with one to spare nobody waits for the slowest warp
+  bool cross;             // else each group is a query
+};
+
+template <class C>
+struct MmaDenseWideShared {
+  uint64_t full[C::kStages], empty[C::kStages], handed_over[C::kSlots], added_up[C::kSlots];
+  float maxima[C::kSlots][C::kColumnWarps][C::kRows];
+};
+
+// A tile of a document under a group of query blocks, of those that a thread block meets.
+template <class C>
+struct WidePlace {
+  uint32_t group, document;
+  int left, from;  // documents, this one among them, and the tile's first token
+  int stage = 0, parity = 0;
+
+  __device__ __forceinline__ explicit WidePlace(const MmaDenseWideArgs& args) {
+    const uint32_t extra = args.units - args.share * gridDim.x;
+    const uint32_t unit = deals(args) ? blockIdx.x : blockIdx.x * args.share + min(blockIdx.x, extra);
+    group = unit / args.of_a_group;
+    document = unit - group * args.of_a_group;
+    left = static_cast<int>(args.share + (blockIdx.x < extra));
+    from = 0;
+  }
+  __device__ __forceinline__ static bool deals(const MmaDenseWideArgs& args) { return args.of_a_group == args.units; }
+  __device__ __forceinline__ bool last_tile(const MmaDenseWideArgs& args) const {
+    return from + args.width >= args.tokens;
+  }
+  // A tile has kColumns rows at least, the first reaching back.
+  __device__ __forceinline__ int first_row(const MmaDenseWideArgs& args) const {
+    return min(from, args.tokens - C::kColumns);
+  }
+  __device__ __forceinline__ int rows(const MmaDenseWideArgs& args) const {
+    return min(args.width, args.tokens - first_row(args));
+  }
+  __device__ __forceinline__ void advance(const MmaDenseWideArgs& args) {
+    if (++stage == args.stages) stage = 0, parity ^= 1;
+    if (!last_tile(args)) {
+      from += args.width;
+      return;
+    }
+    from = 0;
+    --left;
+    if (deals(args)) {
+      document += gridDim.x;
+    } else if (++document == args.of_a_group) {
+      document = 0;
+      ++group;
+    }
+  }
+};
+
+template <class C, class T>
+struct MmaDenseWideWarp {
+  using Rows = QueryRows<T, C::kSteps, false, C::kHeld>;
+
+  // Documents that have ended, and where the next one hands its maxima over.
+  struct Ended {
+    uint32_t count;
+    int slot, phase;
+    __device__ __forceinline__ void advance() {
+      ++count;
+      slot ^= 1;
+      phase ^= slot == 0;
+    }
+  };
+  static_assert(C::kSlots == 2 && C::kAhead == 2,
+                "slots alternate, and the second tile ahead is the one behind the next");
+
+  const MmaDenseWideArgs& args;
+  MmaDenseWideShared<C>& shared;
+  char* ring;
+  const uint32_t warp;
+  const int lane, row_warp, column_warp;
+  Rows queries;
+  typename Rows::Tops tops;  // of the open document
+  bool settled = false;      // whether they are its maxima
+
+  __device__ __forceinline__ MmaDenseWideWarp(const MmaDenseWideArgs& args_, MmaDenseWideShared<C>& shared_,
+                                              char* memory)
+      : args(args_),
+        shared(shared_),
+        ring(memory),
+        warp(threadIdx.x / 32),
+        lane(threadIdx.x % 32),
+        row_warp(warp / C::kColumnWarps),
+        column_warp(warp % C::kColumnWarps) {}
+
+  // A tile is brought by one warp, which alone has to find out where it is.
+  __device__ __forceinline__ void bring(const WidePlace<C>& place) const {
+    const int row0 = lane / C::kCopies, copy = lane % C::kCopies;
+    const char* from = args.documents + (args.cross ? 0 : place.group) * args.slab_stride +
+                       place.document * args.document_stride + (place.first_row(args) + row0) * args.token_stride +
+                       copy * 16;
+    char* to = ring + place.stage * args.width * C::kPitch + TilePieces<C::kPitch>::place(row0, copy);
+    const int64_t step = C::kRowsACopy * args.token_stride;
+    int bytes = copy < args.pieces ? 16 : 0, left = place.rows(args) - row0;
+    asm volatile("" : "+r"(bytes));  // or it is found anew for each copy
+    const auto copy_next = [&] {
+      ptx::copy_16(to, from, bytes);
+      to += C::kRowsACopy * C::kPitch;
+      from += step;
+    };
+#pragma unroll 1
+    for (; left > C::kRowsAtOnce - C::kRowsACopy; left -= C::kRowsAtOnce)
+#pragma unroll
+      for (int i = 0; i < C::kRowsAtOnce; i += C::kRowsACopy) copy_next();
+#pragma unroll 1
+    for (; left > 0; left -= C::kRowsACopy) copy_next();
+    ptx::copy_arrive(&shared.full[place.stage]);
+  }
+
+  // Tile `number` of this block's, which comes behind `next`.
+  __device__ __forceinline__ void bring_behind(WidePlace<C> next, uint32_t number) const {
+    next.advance(args);
+    if (next.left <= 0) return;
+    if (number >= static_cast<uint32_t>(args.stages)) ptx::mbarrier_wait(&shared.empty[next.stage], next.parity ^ 1);
+    bring(next);
+  }
+
+  // Block `block` of a group: whose it is, which of that query's, and how many rows it has.
+  struct Owner {
+    uint32_t query, chunk;
+    int rows;
+  };
+  __device__ __forceinline__ Owner owner_of(uint32_t group, uint32_t block) const {
+    Owner owner{group, block, 0};
+    bool exists = true;
+    if (args.cross) {
+      const uint32_t chunks = args.forward.chunks, number = group * C::kBlocks + block;
+      owner.query = number / chunks;
+      owner.chunk = number - owner.query * chunks;
+      exists = number < args.blocks;
+    }
+    const int first = static_cast<int>(owner.chunk * kBlockTokens);
+    if (exists) owner.rows = max(0, min(kBlockTokens, args.query_tokens - first));
+    return owner;
+  }
+
+  using Fetched = typename Rows::Fetched[C::kHeld];
+  __device__ __forceinline__ void fetch_queries(uint32_t group, Fetched& fetched) const {
+#pragma unroll
+    for (int held = 0; held < C::kHeld; ++held) {
+      const Owner owner = owner_of(group, row_warp * C::kHeld + held);
+      Rows::fetch(args.queries + owner.query * args.query_stride +
+                      int64_t{owner.chunk} * kBlockTokens * args.query_token_stride,
+                  args.query_token_stride, owner.rows, args.pieces, fetched[held]);
+    }
+  }
+  __device__ __forceinline__ void hold_queries(const Fetched& fetched) {
+#pragma unroll
+    for (int held = 0; held < C::kHeld; ++held) queries.hold(fetched[held], held);
+  }
+
+  // This warp's columns of a tile of `rows` tokens, kColumns at a time. The last ones reach back, so that all are
+  // tokens. What comes next is asked for while products are on their way: they would wait for it.
+  template <class Take>
+  __device__ __forceinline__ void multiply(int stage, int rows, const Take& take) {
+    constexpr int kGroups = C::kColumns / 8;
+    const uint32_t tile = ptx::shared_address(ring) + stage * args.width * C::kPitch;
+    const auto pieces_at = [&](int column) {
+      const int first = min(column, rows - C::kColumns);
+      return TilePieces<C::kPitch>(tile + first * C::kPitch, first & 1);
+    };
+    int column = column_warp * C::kColumns;
+    if (column >= rows) return;
+    TilePieces<C::kPitch> pieces = pieces_at(column);
+    uint4 ahead[kGroups];
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) ahead[group] = pieces.load(0, group);
+#pragma unroll 1
+    do {
+      column += C::kTogether;
+      const TilePieces<C::kPitch> next = pieces_at(column);
+      float products[2 * C::kHeld][C::kColumns / 2] = {};
+#pragma unroll
+      for (int step = 0; step < C::kSteps; ++step)
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) {
+          const uint4 token = step ? pieces.load(step, group) : ahead[group];
+#pragma unroll
+          for (int row = 0; row < 2 * C::kHeld; ++row)
+            multiply_step<T>(&products[row][group * 4], queries.operands[row][step], token);
+        }
+      pieces = next;
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group) ahead[group] = pieces.load(0, group);
+      take(products);
+    } while (column < rows);
+  }
+
+  // Products are compared as integers, which is right once no maximum is negative, and stays so. Until then a tile is
+  // met again with care.
+  __device__ __forceinline__ void meet(int stage, int rows) {
+    multiply(stage, rows, [&](const auto& products) { tops.raise(products); });
+    if (settled || column_warp * C::kColumns >= rows) return;
+    if (!tops.positive()) tops.reduce();  // a thread's few products of a row may be negative where the row's are not
+    settled = tops.positive();
+    if (settled) return;
+    tops = {};
+    multiply(stage, rows, [&](const auto& products) { queries.take_each(products); });
+  }
+
+  // A document's maxima, for whoever adds them up.
+  __device__ __forceinline__ void hand_over(int slot) {
+    if (settled) queries.take(tops);
+    settled = false;
+    tops = {};
+#pragma unroll
+    for (int tile = 0; tile < 2 * C::kHeld; ++tile) {
+      queries.best[tile].reduce();
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        if (lane % 4 == 0)
+          shared.maxima[slot][column_warp][(row_warp * 2 * C::kHeld + tile) * 16 + half * 8 + lane / 4] =
+              queries.best[tile].best[half];
+    }
+    queries.reset();
+  }
+
+  // By one warp: kLanes lanes a block.
+  __device__ __forceinline__ void add_up(int slot, uint32_t group, uint32_t document) const {
+    const int block = lane / C::kLanes, first = lane % C::kLanes * C::kTokens;
+    const Owner owner = owner_of(group, block);
+    double sum = 0;
+#pragma unroll
+    for (int i = 0; i < C::kTokens; ++i) {
+      float value = shared.maxima[slot][0][block * kBlockTokens + first + i];
+#pragma unroll
+      for (int w = 1; w < C::kColumnWarps; ++w)
+        value = max_nan(value, shared.maxima[slot][w][block * kBlockTokens + first + i]);
+      sum += first + i < owner.rows ? static_cast<double>(value) : 0.;
+    }
+#pragma unroll
+    for (int step = 1; step < C::kLanes; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    const bool has = lane % C::kLanes == 0 && owner.rows > 0;
+    BlockInfo info;
+    info.query = owner.query;
+    info.chunk = static_cast<int32_t>(owner.chunk);
+    info.chunks = args.forward.chunks;
+    info.slot = int64_t{group} * C::kBlocks + block;  // asked for under a cross product only
+    const int64_t target = args.forward.first + document + (args.cross ? 0 : int64_t{group} * args.of_a_group);
+    if (args.forward.partials) return write_sums(args.forward, info, target, has, sum, true, true);
+    // All blocks of a query are here, side by side at a multiple of their number.
+    for (int step = (args.cross ? args.forward.chunks : C::kBlocks) / 2; step; step /= 2)
+      sum += __shfl_xor_sync(~0u, sum, step * C::kLanes);
+    if (has && owner.chunk == 0) write_score(args.forward, info, target, sum, true, true);
+  }
+
+  // The document before the next to end, by the warp whose turn it is: when it has met another tile, so that the others
+  // are likely to be there.
+  __device__ __forceinline__ void close(const Ended& next, uint32_t group, uint32_t document) {
+    const int slot = next.slot ^ 1, phase = next.slot ? next.phase : next.phase ^ 1;
+    ptx::mbarrier_wait(&shared.handed_over[slot], phase);
+    add_up(slot, group, document);
+    ptx::mbarrier_arrive(&shared.added_up[slot]);
+  }
+
+  __device__ __forceinline__ void run() {
+    WidePlace<C> now(args), then = now;
+    Fetched fetched;
+    if (now.left > 0) fetch_queries(now.group, fetched);  // before tiles, as in mma_dense.cuh
+#pragma unroll 1
+    for (int i = 0; i < C::kAhead && then.left > 0; ++i) {
+      if (i % C::kWarps == warp) bring(then);
+      then.advance(args);
+    }
+    hold_queries(fetched);
+    queries.reset();
+    Ended ended{};
+    bool open = false;  // whether this warp is to add up the document that ended last
+    uint32_t open_group = 0, open_document = 0;
+    for (uint32_t tile = 0; now.left > 0; ++tile) {
+      const uint32_t group = now.group, document = now.document;
+      const bool last = now.last_tile(args);
+      ptx::mbarrier_wait(&shared.full[now.stage], now.parity);
+      meet(now.stage, now.rows(args));
+      ptx::mbarrier_arrive(&shared.empty[now.stage]);
+      now.advance(args);
+      if ((tile + C::kAhead) % C::kWarps == warp) bring_behind(now, tile + C::kAhead);
+      if (open) close(ended, open_group, open_document);
+      open = false;
+      if (!last) continue;
+      if (ended.count >= C::kSlots) ptx::mbarrier_wait(&shared.added_up[ended.slot], ended.phase ^ 1);
+      hand_over(ended.slot);
+      ptx::mbarrier_arrive(&shared.handed_over[ended.slot]);
+      open = ended.count % C::kWarps == warp;
+      open_group = group;
+      open_document = document;
+      ended.advance();
+      if (now.left > 0 && now.group != group) {
+        fetch_queries(now.group, fetched);
+        hold_queries(fetched);
+      }
+    }
+    if (open) close(ended, open_group, open_document);
+  }
+};
+
+template <class C, class T>
+__global__ void __launch_bounds__(C::kThreads, C::kPerSm)
+    mma_dense_wide_forward(const __grid_constant__ MmaDenseWideArgs args) {
+  extern __shared__ __align__(128) char memory[];
+  __shared__ MmaDenseWideShared<C> shared;
+  if (threadIdx.x < C::kStages) {
+    ptx::mbarrier_init(&shared.full[threadIdx.x], 32);
+    ptx::mbarrier_init(&shared.empty[threadIdx.x], C::kThreads);
+  }
+  if (threadIdx.x < C::kSlots) {
+    ptx::mbarrier_init(&shared.handed_over[threadIdx.x], C::kThreads);
+    ptx::mbarrier_init(&shared.added_up[threadIdx.x], 32);
+  }
+  __syncthreads();
+  MmaDenseWideWarp<C, T>(args, shared, memory).run();
+}
+
+}  // namespace cuda
+}  // namespace maxsim
