@@ -73,7 +73,7 @@ struct Layout {
 
 // Whether all blocks of a query pass one warp, one after the other or side by side, so that their sums need no memory.
 // On Hopper: those of a candidate do, and of a padded query of a cross product where every tile shape that meets so
-// many blocks takes a multiple of them. Long rows may have to take mma.sync after all, where only plain problems do.
+// many blocks takes a multiple of them. Long rows may have to take mma.sync after all, where only padded problems do.
 bool sums_together(const Problem& problem, Path path, int64_t chunks) {
   if (path != Path::sm90) return mma_sums_together(problem, chunks);
   if (sm90_takes_deep(problem)) return false;

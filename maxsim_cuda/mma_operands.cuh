@@ -227,6 +227,20 @@ struct QueryRows {
           top = __vimax3_s32(top, __float_as_int(products[tile][2 * i]), __float_as_int(products[tile][2 * i + 1]));
         }
     }
+    // Of columns whose bits are set, two for each eight.
+    template <int kCount>
+    __device__ __forceinline__ void raise(const float (&products)[kTiles][kCount], uint32_t own) {
+#pragma unroll
+      for (int i = 0; i < kCount / 2; ++i) {
+        const int column = i / 2 * 8;
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          int32_t& top = row[tile * 2 + i % 2];
+          top = __vimax3_s32(top, own >> column & 1 ? __float_as_int(products[tile][2 * i]) : INT32_MIN,
+                             own >> (column + 1) & 1 ? __float_as_int(products[tile][2 * i + 1]) : INT32_MIN);
+        }
+      }
+    }
     // All rows are asked together.
     __device__ __forceinline__ bool positive() const {
       int32_t signs = 0;
@@ -256,12 +270,14 @@ struct QueryRows {
     take(tops);
     return true;
   }
+  // As floats, of columns whose bits are set, two for each eight.
   template <int kCount>
-  __device__ __forceinline__ void take_each(const float (&products)[kTiles][kCount]) {
+  __device__ __forceinline__ void take_each(const float (&products)[kTiles][kCount], uint32_t own = ~0u) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
+      if (own >> (i / 4 * 8 + i % 2) & 1)
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) best[tile].take(i % 4 / 2, products[tile][i], 0);
+        for (int tile = 0; tile < kTiles; ++tile) best[tile].take(i % 4 / 2, products[tile][i], 0);
   }
 
   // The maximum of row `lane`, and its winner.

@@ -9,7 +9,7 @@
 #include "check.h"
 #include "launch.h"
 #include "mma_dense.cuh"
-#include "mma_dense_wide.cuh"
+#include "mma_padded.cuh"
 #include "mma_forward.cuh"
 #include "mma_rows.cuh"
 #include "mma_select.h"
@@ -132,67 +132,70 @@ void launch_dense(const ForwardArgs& args, cudaStream_t stream) {
 }
 
 // A ring of as wide tiles as leave room for kPerSm blocks, of three tiles if these are not too narrow for it.
-struct WideRing {
+struct PaddedRing {
   int width, stages, bytes;
 };
 template <class C>
-WideRing wide_ring() {
+PaddedRing padded_ring() {
   constexpr int kNarrow = 96;
   const Device& device = current_device();
   for (int stages = C::kStages;; --stages)
     for (int width = C::kMostColumns; width >= C::kTogether; width -= C::kTogether) {
-      const int bytes = stages * width * C::kPitch, all = bytes + static_cast<int>(sizeof(MmaDenseWideShared<C>));
+      const int bytes = stages * width * C::kPitch, all = bytes + static_cast<int>(sizeof(MmaPaddedShared<C>));
       const bool fits = all <= device.shared_bytes && C::kPerSm * (all + 1024) <= device.sm_shared_bytes;
       if (stages == C::kAhead ? fits || width == C::kTogether : fits && width >= kNarrow) return {width, stages, bytes};
     }
 }
 
 template <class C>
-int64_t wide_units(const ForwardArgs& args) {
+int64_t padded_units(const ForwardArgs& args) {
   return args.count * (args.problem.pairing == Pairing::cross ? ceil_div(args.block_count, C::kBlocks) : 1);
 }
 
-template <class C, class T>
-void launch_dense_wide(const ForwardArgs& args, cudaStream_t stream) {
-  const auto kernel = mma_dense_wide_forward<C, T>;
-  MmaDenseWideArgs wide{DenseSides(args.problem)};
-  const WideRing ring = wide_ring<C>();
-  const int64_t tiles = ceil_div(wide.tokens, ring.width);  // of a document, and alike
-  wide.width = static_cast<int32_t>(ceil_div(ceil_div(wide.tokens, tiles), C::kTogether) * C::kTogether);
-  wide.stages = ring.stages;
-  wide.forward = args;
-  wide.cross = args.problem.pairing == Pairing::cross;
-  wide.blocks = static_cast<uint32_t>(args.block_count);
-  wide.of_a_group = static_cast<uint32_t>(wide.cross ? args.count : args.problem.documents.inner);
-  wide.units = static_cast<uint32_t>(wide_units<C>(args));
-  wide.documents += args.first * wide.document_stride;
+template <class C, class T, bool kMarked>
+void launch_padded(const ForwardArgs& args, cudaStream_t stream) {
+  const auto kernel = mma_padded_forward<C, T, kMarked>;
+  MmaPaddedArgs padded{DenseSides(args.problem)};
+  const PaddedRing ring = padded_ring<C>();
+  const int64_t tiles = ceil_div(padded.tokens, ring.width);  // of a document, and alike
+  padded.width = static_cast<int32_t>(ceil_div(ceil_div(padded.tokens, tiles), C::kTogether) * C::kTogether);
+  padded.stages = ring.stages;
+  padded.forward = args;
+  padded.cross = args.problem.pairing == Pairing::cross;
+  padded.blocks = static_cast<uint32_t>(args.block_count);
+  padded.of_a_group = static_cast<uint32_t>(padded.cross ? args.count : args.problem.documents.inner);
+  padded.units = static_cast<uint32_t>(padded_units<C>(args));
+  padded.documents += args.first * padded.document_stride;
   const int64_t places = int64_t{current_device().sms} * blocks_an_sm(kernel, C::kThreads, ring.bytes);
-  const int64_t blocks = std::min<int64_t>(wide.units, places);
-  wide.share = static_cast<uint32_t>(wide.units / blocks);
-  kernel<<<static_cast<unsigned>(blocks), C::kThreads, ring.bytes, stream>>>(wide);
-  check(cudaGetLastError(), "mma_dense_wide_forward");
+  const int64_t blocks = std::min<int64_t>(padded.units, places);
+  padded.share = static_cast<uint32_t>(padded.units / blocks);
+  kernel<<<static_cast<unsigned>(blocks), C::kThreads, ring.bytes, stream>>>(padded);
+  check(cudaGetLastError(), "mma_padded_forward");
 }
 
 // As many rows as there are, where that leaves each SM something to do and the sums of a query in one thread block.
-template <class T, int kSteps>
-void select_dense_wide(const ForwardArgs& args, cudaStream_t stream) {
-  using Two = MmaDenseWideConfig<4, kSteps>;
-  using Four = MmaDenseWideConfig<2, kSteps>;
-  using Eight = MmaDenseWideConfig<1, kSteps>;
+template <class T, int kSteps, bool kMarked>
+void select_padded(const ForwardArgs& args, cudaStream_t stream) {
+  using Two = MmaPaddedConfig<4, kSteps>;
+  using Four = MmaPaddedConfig<2, kSteps>;
+  using Eight = MmaPaddedConfig<1, kSteps>;
   const int64_t blocks = blocks_per_document(args), together = args.partials ? 1 : args.chunks;
   const int64_t sms = current_device().sms;
-  if (together > 4 || (blocks > 4 && wide_units<Eight>(args) >= sms)) return launch_dense_wide<Eight, T>(args, stream);
-  if (together > 2 || (blocks > 2 && wide_units<Four>(args) >= sms)) return launch_dense_wide<Four, T>(args, stream);
-  launch_dense_wide<Two, T>(args, stream);
+  if (together > 4 || (blocks > 4 && padded_units<Eight>(args) >= sms))
+    return launch_padded<Eight, T, kMarked>(args, stream);
+  if (together > 2 || (blocks > 2 && padded_units<Four>(args) >= sms))
+    return launch_padded<Four, T, kMarked>(args, stream);
+  launch_padded<Two, T, kMarked>(args, stream);
 }
 
 template <class T, int kSteps>
 void select_rows(const ForwardArgs& args, cudaStream_t stream) {
   const int64_t blocks = blocks_per_document(args);
-  if (mma_is_plain(args.problem, args.chunks)) {
-    if (blocks == 1) return launch_dense<MmaDenseConfig<kSteps>, T>(args, stream);
-    return select_dense_wide<T, kSteps>(args, stream);
-  }
+  const bool padded = mma_is_padded(args.problem, args.chunks);
+  const bool whole = args.problem.queries.whole() && args.problem.documents.whole();
+  if (padded && whole && blocks == 1) return launch_dense<MmaDenseConfig<kSteps>, T>(args, stream);
+  if (padded && blocks > 1)
+    return whole ? select_padded<T, kSteps, false>(args, stream) : select_padded<T, kSteps, true>(args, stream);
   if (blocks <= 1) return launch_rows_form<MmaRowsLean<kSteps>, T>(args, stream);
   launch_rows_form<MmaRowsWide<kSteps>, T>(args, stream);
 }

@@ -17,9 +17,9 @@ int mma_arch();
 // Whether operands are split in pairs of fp16, on any path with tensor cores; else they are multiplied as they are.
 bool mma_splits(const Problem& problem);
 
-// Of queries of `chunks` blocks each: whether the kernels of the plain case take them, and whether one thread block
-// meets all blocks of a query, so that their sums need no memory.
-bool mma_is_plain(const Problem& problem, int64_t chunks);
+// Of queries of `chunks` blocks each: whether the kernels of padded sides take them, and whether one thread block of
+// theirs meets all blocks of a query, so that their sums need no memory.
+bool mma_is_padded(const Problem& problem, int64_t chunks);
 bool mma_sums_together(const Problem& problem, int64_t chunks);
 
 void mma_select_bf16(const ForwardArgs& args, cudaStream_t stream);

@@ -29,14 +29,14 @@ bool mma_splits(const Problem& problem) {
          (query == DType::bf16 && mma_arch() < 80);
 }
 
-bool mma_is_plain(const Problem& problem, int64_t chunks) {
+bool mma_is_padded(const Problem& problem, int64_t chunks) {
   const Segments &queries = problem.queries, &documents = problem.documents;
-  const auto plain = [](const Segments& side) {
-    return side.whole() && Pieces(side).aligned && side.count <= INT32_MAX && side.extent <= INT32_MAX / 2;
+  const auto padded = [](const Segments& side) {
+    return !side.packed() && Pieces(side).aligned && side.count <= INT32_MAX && side.extent <= INT32_MAX / 2;
   };
   if (mma_splits(problem) || problem.pairing == Pairing::list || problem.normalize ||
-      problem.argmax_width != kNoArgmax || queries.dim > 4 * kStepFeatures || queries.extent < 1 || !plain(queries) ||
-      !plain(documents) || documents.extent < (queries.dim <= 2 * kStepFeatures ? 64 : 32))
+      problem.argmax_width != kNoArgmax || queries.dim > 4 * kStepFeatures || queries.extent < 1 || !padded(queries) ||
+      !padded(documents) || documents.extent < (queries.dim <= 2 * kStepFeatures ? 64 : 32))
     return false;
   return problem.pairing == Pairing::cross
              ? queries.count * chunks <= UINT32_MAX / std::max<int64_t>(1, documents.count)
@@ -45,7 +45,7 @@ bool mma_is_plain(const Problem& problem, int64_t chunks) {
 
 bool mma_sums_together(const Problem& problem, int64_t chunks) {
   const bool together = problem.pairing != Pairing::cross || chunks == 2 || chunks == 4 || chunks == 8;
-  return together && mma_is_plain(problem, chunks);
+  return together && mma_is_padded(problem, chunks);
 }
 
 void mma_select(const ForwardArgs& args, cudaStream_t stream) {

@@ -41,11 +41,15 @@ def test_every_length(maxsim, path, query_length, document_length, dtypes):
 
 
 @pytest.mark.parametrize("dtypes", SAME_DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("dim, tokens", [(48, 70), (64, 64), (128, 33), (128, 100)])
-def test_many_documents_of_several_queries(maxsim, path, dim, tokens, dtypes):
+@pytest.mark.parametrize(
+    "dim, query_tokens, tokens",
+    [(48, 20, 70), (64, 20, 64), (128, 20, 33), (128, 20, 100), (128, 40, 150), (64, 100, 131), (48, 200, 300)],
+)
+def test_many_documents_of_several_queries(maxsim, path, dim, query_tokens, tokens, dtypes):
     """Several for each thread block of any GPU, so that everything that goes round does so more than once."""
-    queries = torch.randn(7, 20, dim).to(path.device, dtypes[0])
-    documents = torch.randn(7, 700 if path.device == "cuda" else 50, tokens, dim).to(path.device, dtypes[1])
+    count = 50 if path.device != "cuda" else 700 if query_tokens <= 32 else 200
+    queries = torch.randn(7, query_tokens, dim).to(path.device, dtypes[0])
+    documents = torch.randn(7, count, tokens, dim).to(path.device, dtypes[1])
     queries[3, 4] = -queries[3, 4].abs()  # a query and a document whose maxima are negative, and a NaN
     documents[3, ::3] = documents[3, ::3].abs()
     documents[5, 6, -1, -1] = float("nan")
@@ -55,8 +59,36 @@ def test_many_documents_of_several_queries(maxsim, path, dim, tokens, dtypes):
     size = torch.einsum("qid,qnjd->qnij", queries.double().abs(), documents.double().abs()).amax((-1, -2))
     want = similarities.amax(-1).sum(-1)
     assert want.isnan().sum() == 1 and torch.equal(scores.isnan(), want.isnan())
-    off = ((scores - want).abs() / (20 * size)).nan_to_num()
+    off = ((scores - want).abs() / (query_tokens * size)).nan_to_num()
     assert off.max().item() <= tolerance(*dtypes)
+
+
+@pytest.mark.parametrize("dtypes", SAME_DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("dim, tokens", [(40, 64), (64, 200), (128, 145)])
+@pytest.mark.parametrize("query_tokens", [32, 33, 64, 90, 128, 200, 256, 300])
+def test_batches_of_long_queries(maxsim, path, query_tokens, dim, tokens, dtypes):
+    """Blocks of query rows that fill what meets a document together, and some that do not; masks with holes, documents
+    of which nothing is kept, and maxima that are negative."""
+    queries = torch.randn(9, query_tokens, dim).to(path.device, dtypes[0])
+    documents = torch.randn(60 if path.device == "cuda" else 10, tokens, dim).to(path.device, dtypes[1])
+    queries[2], documents[::5] = queries[2].abs(), -documents[::5].abs()
+    ends = torch.linspace(0, tokens, len(documents)).long().flip(0)
+    q_mask = torch.rand(9, query_tokens) < 0.8
+    d_mask = (torch.rand(len(documents), tokens) < 0.7) & (torch.arange(tokens) < ends[:, None])
+    q_mask, d_mask = q_mask.to(path.device), d_mask.to(path.device)
+    similarities = torch.einsum("qid,njd->qnij", queries.double(), documents.double())
+    size = torch.einsum("qid,njd->qnij", queries.double().abs(), documents.double().abs()).amax((-1, -2)) * query_tokens
+    for q, d in [(None, None), (q_mask, None), (None, d_mask), (q_mask, d_mask)]:
+        scores = maxsim.maxsim(queries, documents, q, d)
+        best = similarities if d is None else similarities.masked_fill(~d[:, None], -torch.inf)
+        best = best.amax(-1) if q is None else best.amax(-1).masked_fill(~q[:, None], 0)
+        want = best.sum(-1) if d is None else best.sum(-1).where(d.any(-1), 0)
+        assert ((scores - want).abs() / size).max().item() <= tolerance(*dtypes)
+        own = maxsim.maxsim(queries, documents.expand(9, *documents.shape), q, d if d is None else d.expand(9, -1, -1))
+        one = maxsim.maxsim(
+            queries[3:4], documents[-3:-2], None if q is None else q[3:4], None if d is None else d[-3:-2]
+        )
+        assert torch.equal(own, scores) and torch.equal(one[0, 0], scores[3, -3])
 
 
 EDGES = [0, 1, 8, 63, 64, 65, 103, 104, 105, 168, 300, 7, 0, 5]

@@ -1,6 +1,6 @@
-// Forward on mma.sync for the plain case of more than one block of query tokens a document: both sides padded, every
-// token kept and no winner asked for. What every layout takes (mma_rows.cuh) spends as many instructions on saying what
-// a tile is as on its products.
+// Forward on mma.sync for padded sides and more than one block of query tokens a document, where no winner is asked for
+// and rows are taken as they are. What every layout takes (mma_rows.cuh) spends as many instructions on saying what a
+// tile is as on its products.
 #pragma once
 
 #include "mma_operands.cuh"
@@ -15,7 +15,7 @@ constexpr int64_t kMostChunksAlone = 8;  // blocks of a query that has documents
 // twice as often. Where there are fewer, kColumnWarps of the warps hold the same ones and meet the columns of a tile in
 // turn. Columns multiplied together are 32 registers of products where query rows are 128, and 64 in the narrower form.
 template <int kColumnWarps_, int kSteps_>
-struct MmaDenseWideConfig {
+struct MmaPaddedConfig {
   static constexpr int kSteps = kSteps_, kPitch = kSteps * 64, kColumns = 64 / kSteps, kHeld = 2;
   static constexpr int kWarps = 4, kColumnWarps = kColumnWarps_, kRowWarps = kWarps / kColumnWarps;
   static constexpr int kBlocks = kRowWarps * kHeld, kRows = kBlocks * kBlockTokens, kThreads = kWarps * 32;
@@ -31,7 +31,7 @@ struct MmaDenseWideConfig {
 };
 
 // A group of query blocks meets documents one after the other: all of a cross product, else a query's own.
-struct MmaDenseWideArgs : DenseSides {
+struct MmaPaddedArgs : DenseSides {
   ForwardArgs forward;
   uint32_t units, share;  // groups x documents, and how many each thread block has, the first ones one more
   uint32_t of_a_group;    // documents
@@ -42,19 +42,30 @@ struct MmaDenseWideArgs : DenseSides {
 };
 
 template <class C>
-struct MmaDenseWideShared {
+struct MmaPaddedShared {
+  // Of a tile of which not all is kept: a bit for each column, and zeros behind the last.
+  struct Marks {
+    uint32_t bits[C::kMostColumns / 32 + 1];
+    bool any, valid;
+  };
+  struct Block {
+    uint32_t kept;
+    bool valid;
+  };
   uint64_t full[C::kStages], empty[C::kStages], handed_over[C::kSlots], added_up[C::kSlots];
+  Marks marks[C::kStages];
+  Block blocks[C::kSlots][C::kBlocks];
   float maxima[C::kSlots][C::kColumnWarps][C::kRows];
 };
 
 // A tile of a document under a group of query blocks, of those that a thread block meets.
 template <class C>
-struct WidePlace {
+struct PaddedPlace {
   uint32_t group, document;
   int left, from;  // documents, this one among them, and the tile's first token
   int stage = 0, parity = 0;
 
-  __device__ __forceinline__ explicit WidePlace(const MmaDenseWideArgs& args) {
+  __device__ __forceinline__ explicit PaddedPlace(const MmaPaddedArgs& args) {
     const uint32_t extra = args.units - args.share * gridDim.x;
     const uint32_t unit = deals(args) ? blockIdx.x : blockIdx.x * args.share + min(blockIdx.x, extra);
     group = unit / args.of_a_group;
@@ -62,18 +73,18 @@ struct WidePlace {
     left = static_cast<int>(args.share + (blockIdx.x < extra));
     from = 0;
   }
-  __device__ __forceinline__ static bool deals(const MmaDenseWideArgs& args) { return args.of_a_group == args.units; }
-  __device__ __forceinline__ bool last_tile(const MmaDenseWideArgs& args) const {
+  __device__ __forceinline__ static bool deals(const MmaPaddedArgs& args) { return args.of_a_group == args.units; }
+  __device__ __forceinline__ bool last_tile(const MmaPaddedArgs& args) const {
     return from + args.width >= args.tokens;
   }
   // A tile has kColumns rows at least, the first reaching back.
-  __device__ __forceinline__ int first_row(const MmaDenseWideArgs& args) const {
+  __device__ __forceinline__ int first_row(const MmaPaddedArgs& args) const {
     return min(from, args.tokens - C::kColumns);
   }
-  __device__ __forceinline__ int rows(const MmaDenseWideArgs& args) const {
+  __device__ __forceinline__ int rows(const MmaPaddedArgs& args) const {
     return min(args.width, args.tokens - first_row(args));
   }
-  __device__ __forceinline__ void advance(const MmaDenseWideArgs& args) {
+  __device__ __forceinline__ void advance(const MmaPaddedArgs& args) {
     if (++stage == args.stages) stage = 0, parity ^= 1;
     if (!last_tile(args)) {
       from += args.width;
@@ -90,9 +101,11 @@ struct WidePlace {
   }
 };
 
-template <class C, class T>
-struct MmaDenseWideWarp {
+// kMarked: either side has a mask or lengths.
+template <class C, class T, bool kMarked>
+struct MmaPaddedWarp {
   using Rows = QueryRows<T, C::kSteps, false, C::kHeld>;
+  using Block = typename MmaPaddedShared<C>::Block;
 
   // Documents that have ended, and where the next one hands its maxima over.
   struct Ended {
@@ -107,17 +120,18 @@ struct MmaDenseWideWarp {
   static_assert(C::kSlots == 2 && C::kAhead == 2,
                 "slots alternate, and the second tile ahead is the one behind the next");
 
-  const MmaDenseWideArgs& args;
-  MmaDenseWideShared<C>& shared;
+  const MmaPaddedArgs& args;
+  MmaPaddedShared<C>& shared;
   char* ring;
   const uint32_t warp;
   const int lane, row_warp, column_warp;
   Rows queries;
-  typename Rows::Tops tops;  // of the open document
-  bool settled = false;      // whether they are its maxima
+  Block held_blocks[C::kHeld];
+  typename Rows::Tops tops;              // of the open document
+  bool settled = false;                  // whether they are its maxima
+  bool any_token = false, valid = true;  // of the open document
 
-  __device__ __forceinline__ MmaDenseWideWarp(const MmaDenseWideArgs& args_, MmaDenseWideShared<C>& shared_,
-                                              char* memory)
+  __device__ __forceinline__ MmaPaddedWarp(const MmaPaddedArgs& args_, MmaPaddedShared<C>& shared_, char* memory)
       : args(args_),
         shared(shared_),
         ring(memory),
@@ -126,15 +140,26 @@ struct MmaDenseWideWarp {
         row_warp(warp / C::kColumnWarps),
         column_warp(warp % C::kColumnWarps) {}
 
+  __device__ __forceinline__ int64_t target_of(uint32_t group, uint32_t document) const {
+    return args.forward.first + document + (args.cross ? 0 : int64_t{group} * args.of_a_group);
+  }
+
+  // Rows of a tile, from one on.
+  struct Part {
+    int from, to;
+  };
+
   // A tile is brought by one warp, which alone has to find out where it is.
-  __device__ __forceinline__ void bring(const WidePlace<C>& place) const {
-    const int row0 = lane / C::kCopies, copy = lane % C::kCopies;
+  __device__ __forceinline__ void bring(const PaddedPlace<C>& place) {
+    Part part{0, place.rows(args)};
+    if constexpr (kMarked) part = mark(place);
+    const int row0 = part.from + lane / C::kCopies, copy = lane % C::kCopies;
     const char* from = args.documents + (args.cross ? 0 : place.group) * args.slab_stride +
                        place.document * args.document_stride + (place.first_row(args) + row0) * args.token_stride +
                        copy * 16;
     char* to = ring + place.stage * args.width * C::kPitch + TilePieces<C::kPitch>::place(row0, copy);
     const int64_t step = C::kRowsACopy * args.token_stride;
-    int bytes = copy < args.pieces ? 16 : 0, left = place.rows(args) - row0;
+    int bytes = copy < args.pieces ? 16 : 0, left = part.to - row0;
     asm volatile("" : "+r"(bytes));  // or it is found anew for each copy
     const auto copy_next = [&] {
       ptx::copy_16(to, from, bytes);
@@ -148,43 +173,76 @@ struct MmaDenseWideWarp {
 #pragma unroll 1
     for (; left > 0; left -= C::kRowsACopy) copy_next();
     ptx::copy_arrive(&shared.full[place.stage]);
+    if (kMarked) ptx::mbarrier_arrive(&shared.full[place.stage]);  // for the marks
+  }
+
+  // Says which columns of a tile are kept. Rows before the first word that has one and behind the last need not come.
+  __device__ __forceinline__ Part mark(const PaddedPlace<C>& place) {
+    constexpr int kWords = C::kMostColumns / 32;
+    const Segments& side = args.forward.problem.documents;
+    const Span document = span_of(side, target_of(place.group, place.document));
+    const int first = place.first_row(args), rows = min(place.rows(args), document.length - first);
+    int kept[kWords];
+#pragma unroll
+    for (int word = 0; word < kWords; ++word) {
+      const int column = word * 32 + lane;
+      kept[word] = side.mask ? mask_byte(side, document, first + column, column < rows) : column < rows;
+    }
+    auto& marks = shared.marks[place.stage];
+    uint32_t found = 0;
+#pragma unroll
+    for (int word = 0; word < kWords; ++word) {
+      const uint32_t bits = __ballot_sync(~0u, kept[word]);
+      if (lane == 0) marks.bits[word] = bits;
+      found |= bits ? 1u << word : 0;
+    }
+    if (lane == 0) {
+      marks.bits[kWords] = 0;
+      marks.any = found;
+      marks.valid = document.valid;
+    }
+    return {found ? (__ffs(found) - 1) * 32 : 0, found ? min(place.rows(args), (32 - __clz(found)) * 32) : 0};
   }
 
   // Tile `number` of this block's, which comes behind `next`.
-  __device__ __forceinline__ void bring_behind(WidePlace<C> next, uint32_t number) const {
+  __device__ __forceinline__ void bring_behind(PaddedPlace<C> next, uint32_t number) {
     next.advance(args);
     if (next.left <= 0) return;
     if (number >= static_cast<uint32_t>(args.stages)) ptx::mbarrier_wait(&shared.empty[next.stage], next.parity ^ 1);
     bring(next);
   }
 
-  // Block `block` of a group: whose it is, which of that query's, and how many rows it has.
+  // Block `block` of a group: whose it is, and which of that query's.
   struct Owner {
     uint32_t query, chunk;
-    int rows;
+    bool exists;
   };
   __device__ __forceinline__ Owner owner_of(uint32_t group, uint32_t block) const {
-    Owner owner{group, block, 0};
-    bool exists = true;
-    if (args.cross) {
-      const uint32_t chunks = args.forward.chunks, number = group * C::kBlocks + block;
-      owner.query = number / chunks;
-      owner.chunk = number - owner.query * chunks;
-      exists = number < args.blocks;
-    }
-    const int first = static_cast<int>(owner.chunk * kBlockTokens);
-    if (exists) owner.rows = max(0, min(kBlockTokens, args.query_tokens - first));
-    return owner;
+    if (!args.cross) return {group, block, block < static_cast<uint32_t>(args.forward.chunks)};
+    const uint32_t chunks = args.forward.chunks, number = group * C::kBlocks + block, query = number / chunks;
+    return {query, number - query * chunks, number < args.blocks};
   }
 
   using Fetched = typename Rows::Fetched[C::kHeld];
-  __device__ __forceinline__ void fetch_queries(uint32_t group, Fetched& fetched) const {
+  __device__ __forceinline__ void fetch_queries(uint32_t group, Fetched& fetched) {
 #pragma unroll
     for (int held = 0; held < C::kHeld; ++held) {
       const Owner owner = owner_of(group, row_warp * C::kHeld + held);
-      Rows::fetch(args.queries + owner.query * args.query_stride +
-                      int64_t{owner.chunk} * kBlockTokens * args.query_token_stride,
-                  args.query_token_stride, owner.rows, args.pieces, fetched[held]);
+      const int first = static_cast<int>(owner.chunk * kBlockTokens);
+      int rows = args.query_tokens;
+      if constexpr (kMarked) {
+        const Segments& side = args.forward.problem.queries;
+        const Span query = span_of(side, owner.query);
+        rows = query.length;
+        held_blocks[held].valid = query.valid;
+        held_blocks[held].kept = __ballot_sync(
+            ~0u, side.mask ? mask_byte(side, query, first + lane, owner.exists && first + lane < rows) : 1);
+      }
+      rows = owner.exists ? max(0, min(kBlockTokens, rows - first)) : 0;
+      const uint32_t present = rows == 32 ? ~0u : (1u << rows) - 1;
+      held_blocks[held].kept = kMarked ? held_blocks[held].kept & present : present;
+      Rows::fetch(args.queries + owner.query * args.query_stride + int64_t{first} * args.query_token_stride,
+                  args.query_token_stride, rows, args.pieces, fetched[held]);
     }
   }
   __device__ __forceinline__ void hold_queries(const Fetched& fetched) {
@@ -192,25 +250,42 @@ struct MmaDenseWideWarp {
     for (int held = 0; held < C::kHeld; ++held) queries.hold(fetched[held], held);
   }
 
-  // This warp's columns of a tile of `rows` tokens, kColumns at a time. The last ones reach back, so that all are
-  // tokens. What comes next is asked for while products are on their way: they would wait for it.
+  static constexpr uint32_t kAll = ~0u >> (32 - C::kColumns);  // columns that are multiplied together
+
+  // Which of the columns from `first` on are kept.
+  __device__ __forceinline__ uint32_t kept_from(int stage, int first) const {
+    if (!kMarked) return kAll;
+    const uint32_t* word = &shared.marks[stage].bits[first / 32];
+    return __funnelshift_r(word[0], word[1], first) & kAll;
+  }
+
+  // This warp's columns of a tile of `rows` tokens, kColumns at a time, of which some are kept. The last ones reach
+  // back, so that all are tokens. What comes next is asked for while products are on their way: they would wait for it.
+  // False where there are none.
   template <class Take>
-  __device__ __forceinline__ void multiply(int stage, int rows, const Take& take) {
+  __device__ __forceinline__ bool multiply(int stage, int rows, const Take& take) {
     constexpr int kGroups = C::kColumns / 8;
     const uint32_t tile = ptx::shared_address(ring) + stage * args.width * C::kPitch;
+    const auto first_of = [&](int column) { return min(column, rows - C::kColumns); };
     const auto pieces_at = [&](int column) {
-      const int first = min(column, rows - C::kColumns);
-      return TilePieces<C::kPitch>(tile + first * C::kPitch, first & 1);
+      return TilePieces<C::kPitch>(tile + first_of(column) * C::kPitch, first_of(column) & 1);
     };
-    int column = column_warp * C::kColumns;
-    if (column >= rows) return;
+    uint32_t kept = 0;
+    const auto find = [&](int column) {
+      for (; column < rows; column += C::kTogether)
+        if ((kept = kept_from(stage, first_of(column)))) break;
+      return column;
+    };
+    int column = find(column_warp * C::kColumns);
+    if (column >= rows) return false;
     TilePieces<C::kPitch> pieces = pieces_at(column);
     uint4 ahead[kGroups];
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) ahead[group] = pieces.load(0, group);
 #pragma unroll 1
     do {
-      column += C::kTogether;
+      const uint32_t now = kept;
+      column = find(column + C::kTogether);
       const TilePieces<C::kPitch> next = pieces_at(column);
       float products[2 * C::kHeld][C::kColumns / 2] = {};
 #pragma unroll
@@ -225,20 +300,27 @@ struct MmaDenseWideWarp {
       pieces = next;
 #pragma unroll
       for (int group = 0; group < kGroups; ++group) ahead[group] = pieces.load(0, group);
-      take(products);
+      take(products, now >> lane % 4 * 2, now == kAll);  // bits of this thread's columns, two of every eight
     } while (column < rows);
+    return true;
   }
 
   // Products are compared as integers, which is right once no maximum is negative, and stays so. Until then a tile is
   // met again with care.
   __device__ __forceinline__ void meet(int stage, int rows) {
-    multiply(stage, rows, [&](const auto& products) { tops.raise(products); });
-    if (settled || column_warp * C::kColumns >= rows) return;
+    if constexpr (kMarked) {
+      valid = shared.marks[stage].valid;
+      any_token |= shared.marks[stage].any;
+    }
+    const bool met = multiply(stage, rows, [&](const auto& products, uint32_t own, bool all) {
+      all ? tops.raise(products) : tops.raise(products, own);
+    });
+    if (settled || !met) return;
     if (!tops.positive()) tops.reduce();  // a thread's few products of a row may be negative where the row's are not
     settled = tops.positive();
     if (settled) return;
     tops = {};
-    multiply(stage, rows, [&](const auto& products) { queries.take_each(products); });
+    multiply(stage, rows, [&](const auto& products, uint32_t own, bool) { queries.take_each(products, own); });
   }
 
   // A document's maxima, for whoever adds them up.
@@ -246,6 +328,9 @@ struct MmaDenseWideWarp {
     if (settled) queries.take(tops);
     settled = false;
     tops = {};
+#pragma unroll
+    for (int held = 0; held < C::kHeld; ++held)
+      if (column_warp == 0 && lane == 0) shared.blocks[slot][row_warp * C::kHeld + held] = held_blocks[held];
 #pragma unroll
     for (int tile = 0; tile < 2 * C::kHeld; ++tile) {
       queries.best[tile].reduce();
@@ -258,10 +343,17 @@ struct MmaDenseWideWarp {
     queries.reset();
   }
 
+  // A document that has ended.
+  struct Open {
+    uint32_t group, document;
+    bool any_token, valid;
+  };
+
   // By one warp: kLanes lanes a block.
-  __device__ __forceinline__ void add_up(int slot, uint32_t group, uint32_t document) const {
+  __device__ __forceinline__ void add_up(int slot, const Open& open) const {
     const int block = lane / C::kLanes, first = lane % C::kLanes * C::kTokens;
-    const Owner owner = owner_of(group, block);
+    const Owner owner = owner_of(open.group, block);
+    const Block marks = shared.blocks[slot][block];
     double sum = 0;
 #pragma unroll
     for (int i = 0; i < C::kTokens; ++i) {
@@ -269,35 +361,36 @@ struct MmaDenseWideWarp {
 #pragma unroll
       for (int w = 1; w < C::kColumnWarps; ++w)
         value = max_nan(value, shared.maxima[slot][w][block * kBlockTokens + first + i]);
-      sum += first + i < owner.rows ? static_cast<double>(value) : 0.;
+      sum += marks.kept >> (first + i) & 1 ? static_cast<double>(value) : 0.;
     }
 #pragma unroll
     for (int step = 1; step < C::kLanes; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-    const bool has = lane % C::kLanes == 0 && owner.rows > 0;
+    const bool has = lane % C::kLanes == 0 && owner.exists;
     BlockInfo info;
     info.query = owner.query;
     info.chunk = static_cast<int32_t>(owner.chunk);
     info.chunks = args.forward.chunks;
-    info.slot = int64_t{group} * C::kBlocks + block;  // asked for under a cross product only
-    const int64_t target = args.forward.first + document + (args.cross ? 0 : int64_t{group} * args.of_a_group);
-    if (args.forward.partials) return write_sums(args.forward, info, target, has, sum, true, true);
+    info.slot = int64_t{open.group} * C::kBlocks + block;  // asked for under a cross product only
+    info.valid = !kMarked || marks.valid;
+    const int64_t target = target_of(open.group, open.document);
+    if (args.forward.partials) return write_sums(args.forward, info, target, has, sum, open.valid, open.any_token);
     // All blocks of a query are here, side by side at a multiple of their number.
     for (int step = (args.cross ? args.forward.chunks : C::kBlocks) / 2; step; step /= 2)
       sum += __shfl_xor_sync(~0u, sum, step * C::kLanes);
-    if (has && owner.chunk == 0) write_score(args.forward, info, target, sum, true, true);
+    if (has && owner.chunk == 0) write_score(args.forward, info, target, sum, open.valid, open.any_token);
   }
 
   // The document before the next to end, by the warp whose turn it is: when it has met another tile, so that the others
   // are likely to be there.
-  __device__ __forceinline__ void close(const Ended& next, uint32_t group, uint32_t document) {
+  __device__ __forceinline__ void close(const Ended& next, const Open& open) {
     const int slot = next.slot ^ 1, phase = next.slot ? next.phase : next.phase ^ 1;
     ptx::mbarrier_wait(&shared.handed_over[slot], phase);
-    add_up(slot, group, document);
+    add_up(slot, open);
     ptx::mbarrier_arrive(&shared.added_up[slot]);
   }
 
   __device__ __forceinline__ void run() {
-    WidePlace<C> now(args), then = now;
+    PaddedPlace<C> now(args), then = now;
     Fetched fetched;
     if (now.left > 0) fetch_queries(now.group, fetched);  // before tiles, as in mma_dense.cuh
 #pragma unroll 1
@@ -308,8 +401,8 @@ struct MmaDenseWideWarp {
     hold_queries(fetched);
     queries.reset();
     Ended ended{};
-    bool open = false;  // whether this warp is to add up the document that ended last
-    uint32_t open_group = 0, open_document = 0;
+    bool closes = false;  // whether this warp is to add up the document that ended last
+    Open open{};
     for (uint32_t tile = 0; now.left > 0; ++tile) {
       const uint32_t group = now.group, document = now.document;
       const bool last = now.last_tile(args);
@@ -318,32 +411,32 @@ struct MmaDenseWideWarp {
       ptx::mbarrier_arrive(&shared.empty[now.stage]);
       now.advance(args);
       if ((tile + C::kAhead) % C::kWarps == warp) bring_behind(now, tile + C::kAhead);
-      if (open) close(ended, open_group, open_document);
-      open = false;
+      if (closes) close(ended, open);
+      closes = false;
       if (!last) continue;
       if (ended.count >= C::kSlots) ptx::mbarrier_wait(&shared.added_up[ended.slot], ended.phase ^ 1);
       hand_over(ended.slot);
       ptx::mbarrier_arrive(&shared.handed_over[ended.slot]);
-      open = ended.count % C::kWarps == warp;
-      open_group = group;
-      open_document = document;
+      closes = ended.count % C::kWarps == warp;
+      open = {group, document, !kMarked || any_token, !kMarked || valid};
+      any_token = false;
       ended.advance();
       if (now.left > 0 && now.group != group) {
         fetch_queries(now.group, fetched);
         hold_queries(fetched);
       }
     }
-    if (open) close(ended, open_group, open_document);
+    if (closes) close(ended, open);
   }
 };
 
-template <class C, class T>
+template <class C, class T, bool kMarked>
 __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
-    mma_dense_wide_forward(const __grid_constant__ MmaDenseWideArgs args) {
+    mma_padded_forward(const __grid_constant__ MmaPaddedArgs args) {
   extern __shared__ __align__(128) char memory[];
-  __shared__ MmaDenseWideShared<C> shared;
+  __shared__ MmaPaddedShared<C> shared;
   if (threadIdx.x < C::kStages) {
-    ptx::mbarrier_init(&shared.full[threadIdx.x], 32);
+    ptx::mbarrier_init(&shared.full[threadIdx.x], kMarked ? 64 : 32);
     ptx::mbarrier_init(&shared.empty[threadIdx.x], C::kThreads);
   }
   if (threadIdx.x < C::kSlots) {
@@ -351,7 +444,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     ptx::mbarrier_init(&shared.added_up[threadIdx.x], 32);
   }
   __syncthreads();
-  MmaDenseWideWarp<C, T>(args, shared, memory).run();
+  MmaPaddedWarp<C, T, kMarked>(args, shared, memory).run();
 }
 
 }  // namespace cuda
