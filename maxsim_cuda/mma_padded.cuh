@@ -1,6 +1,5 @@
-// Forward on mma.sync for padded sides and more than one block of query tokens a document, where no winner is asked for
-// and rows are taken as they are. What every layout takes (mma_rows.cuh) spends as many instructions on saying what a
-// tile is as on its products.
+// Forward on mma.sync for padded sides and more than one block of query tokens a document, where no winner is asked
+// for. What every layout takes (mma_rows.cuh) spends as many instructions on saying what a tile is as on its products.
 #pragma once
 
 #include "mma_operands.cuh"
@@ -41,7 +40,10 @@ struct MmaPaddedArgs : DenseSides {
   bool cross;             // else each group is a query
 };
 
-template <class C>
+// What is asked of a tile: all its columns as they are, only some, or some after normalisation.
+enum class PaddedForm { plain, marked, normed };
+
+template <class C, PaddedForm kForm>
 struct MmaPaddedShared {
   // Of a tile of which not all is kept: a bit for each column, and zeros behind the last.
   struct Marks {
@@ -56,6 +58,13 @@ struct MmaPaddedShared {
   Marks marks[C::kStages];
   Block blocks[C::kSlots][C::kBlocks];
   float maxima[C::kSlots][C::kColumnWarps][C::kRows];
+};
+
+// And inverse norms of a tile's columns, which warps find together, and of each warp's rows.
+template <class C>
+struct MmaPaddedShared<C, PaddedForm::normed> : MmaPaddedShared<C, PaddedForm::marked> {
+  uint64_t scaled[C::kStages];
+  float column_scale[C::kStages][C::kMostColumns], row_scale[C::kWarps][C::kHeld * kBlockTokens];
 };
 
 // A tile of a document under a group of query blocks, of those that a thread block meets.
@@ -101,11 +110,12 @@ struct PaddedPlace {
   }
 };
 
-// kMarked: either side has a mask or lengths.
-template <class C, class T, bool kMarked>
+template <class C, class T, PaddedForm kForm>
 struct MmaPaddedWarp {
+  static constexpr bool kMarked = kForm != PaddedForm::plain, kNormed = kForm == PaddedForm::normed;
   using Rows = QueryRows<T, C::kSteps, false, C::kHeld>;
-  using Block = typename MmaPaddedShared<C>::Block;
+  using Shared = MmaPaddedShared<C, kForm>;
+  using Block = typename Shared::Block;
 
   // Documents that have ended, and where the next one hands its maxima over.
   struct Ended {
@@ -121,7 +131,7 @@ struct MmaPaddedWarp {
                 "slots alternate, and the second tile ahead is the one behind the next");
 
   const MmaPaddedArgs& args;
-  MmaPaddedShared<C>& shared;
+  Shared& shared;
   char* ring;
   const uint32_t warp;
   const int lane, row_warp, column_warp;
@@ -131,7 +141,7 @@ struct MmaPaddedWarp {
   bool settled = false;                  // whether they are its maxima
   bool any_token = false, valid = true;  // of the open document
 
-  __device__ __forceinline__ MmaPaddedWarp(const MmaPaddedArgs& args_, MmaPaddedShared<C>& shared_, char* memory)
+  __device__ __forceinline__ MmaPaddedWarp(const MmaPaddedArgs& args_, Shared& shared_, char* memory)
       : args(args_),
         shared(shared_),
         ring(memory),
@@ -247,7 +257,32 @@ struct MmaPaddedWarp {
   }
   __device__ __forceinline__ void hold_queries(const Fetched& fetched) {
 #pragma unroll
-    for (int held = 0; held < C::kHeld; ++held) queries.hold(fetched[held], held);
+    for (int held = 0; held < C::kHeld; ++held) {
+      queries.hold(fetched[held], held);
+      if constexpr (kNormed)
+#pragma unroll
+        for (int part = 0; part < 4; ++part) {
+          const float scale = inverse_norm(square_of<T>(fetched[held][part]));
+          if (lane % 4 == 0) shared.row_scale[warp][(held * 4 + part) * 8 + lane / 4] = scale;  // and reads it
+        }
+    }
+  }
+
+  // This warp's share of the inverse norms of a tile's columns, eight at a time.
+  __device__ __forceinline__ void scale_columns(const PaddedPlace<C>& place) {
+    const int rows = place.rows(args);
+    const uint32_t tile = ptx::shared_address(ring) + place.stage * args.width * C::kPitch;
+    ptx::mbarrier_wait(&shared.full[place.stage], place.parity);
+#pragma unroll 1
+    for (int eight = warp * 8; eight < rows; eight += C::kWarps * 8) {
+      const TilePieces<C::kPitch> pieces(tile + eight * C::kPitch);
+      uint4 token[C::kSteps];
+#pragma unroll
+      for (int step = 0; step < C::kSteps; ++step) token[step] = pieces.load(step, 0);
+      const float scale = inverse_norm(square_of<T>(token));
+      if (lane % 4 == 0) shared.column_scale[place.stage][eight + lane / 4] = scale;
+    }
+    ptx::mbarrier_arrive(&shared.scaled[place.stage]);
   }
 
   static constexpr uint32_t kAll = ~0u >> (32 - C::kColumns);  // columns that are multiplied together
@@ -270,7 +305,7 @@ struct MmaPaddedWarp {
     const auto pieces_at = [&](int column) {
       return TilePieces<C::kPitch>(tile + first_of(column) * C::kPitch, first_of(column) & 1);
     };
-    uint32_t kept = 0;
+    uint32_t kept = 0;  // columns of those that come next
     const auto find = [&](int column) {
       for (; column < rows; column += C::kTogether)
         if ((kept = kept_from(stage, first_of(column)))) break;
@@ -285,6 +320,11 @@ struct MmaPaddedWarp {
 #pragma unroll 1
     do {
       const uint32_t now = kept;
+      float scale[kGroups][2];
+      if constexpr (kNormed)
+#pragma unroll
+        for (int i = 0; i < 2 * kGroups; ++i)
+          scale[i / 2][i % 2] = shared.column_scale[stage][first_of(column) + i / 2 * 8 + lane % 4 * 2 + i % 2];
       column = find(column + C::kTogether);
       const TilePieces<C::kPitch> next = pieces_at(column);
       float products[2 * C::kHeld][C::kColumns / 2] = {};
@@ -300,6 +340,11 @@ struct MmaPaddedWarp {
       pieces = next;
 #pragma unroll
       for (int group = 0; group < kGroups; ++group) ahead[group] = pieces.load(0, group);
+      if constexpr (kNormed)
+#pragma unroll
+        for (int row = 0; row < 2 * C::kHeld; ++row)
+#pragma unroll
+          for (int i = 0; i < C::kColumns / 2; ++i) products[row][i] *= scale[i / 4][i % 2];
       take(products, now >> lane % 4 * 2, now == kAll);  // bits of this thread's columns, two of every eight
     } while (column < rows);
     return true;
@@ -335,10 +380,13 @@ struct MmaPaddedWarp {
     for (int tile = 0; tile < 2 * C::kHeld; ++tile) {
       queries.best[tile].reduce();
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        if (lane % 4 == 0)
-          shared.maxima[slot][column_warp][(row_warp * 2 * C::kHeld + tile) * 16 + half * 8 + lane / 4] =
-              queries.best[tile].best[half];
+      for (int half = 0; half < 2; ++half) {
+        const int row = tile * 16 + half * 8 + lane / 4;
+        float value = queries.best[tile].best[half];
+        if (lane % 4) continue;
+        if constexpr (kNormed) value *= shared.row_scale[warp][row];
+        shared.maxima[slot][column_warp][row_warp * C::kHeld * kBlockTokens + row] = value;
+      }
     }
     queries.reset();
   }
@@ -400,17 +448,24 @@ struct MmaPaddedWarp {
     }
     hold_queries(fetched);
     queries.reset();
+    if constexpr (kNormed)
+      if (now.left > 0) scale_columns(now);
     Ended ended{};
     bool closes = false;  // whether this warp is to add up the document that ended last
     Open open{};
     for (uint32_t tile = 0; now.left > 0; ++tile) {
       const uint32_t group = now.group, document = now.document;
       const bool last = now.last_tile(args);
-      ptx::mbarrier_wait(&shared.full[now.stage], now.parity);
+      if constexpr (kNormed)
+        ptx::mbarrier_wait(&shared.scaled[now.stage], now.parity);
+      else
+        ptx::mbarrier_wait(&shared.full[now.stage], now.parity);
       meet(now.stage, now.rows(args));
       ptx::mbarrier_arrive(&shared.empty[now.stage]);
       now.advance(args);
       if ((tile + C::kAhead) % C::kWarps == warp) bring_behind(now, tile + C::kAhead);
+      if constexpr (kNormed)
+        if (now.left > 0) scale_columns(now);
       if (closes) close(ended, open);
       closes = false;
       if (!last) continue;
@@ -430,21 +485,22 @@ struct MmaPaddedWarp {
   }
 };
 
-template <class C, class T, bool kMarked>
+template <class C, class T, PaddedForm kForm>
 __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     mma_padded_forward(const __grid_constant__ MmaPaddedArgs args) {
   extern __shared__ __align__(128) char memory[];
-  __shared__ MmaPaddedShared<C> shared;
+  __shared__ MmaPaddedShared<C, kForm> shared;
   if (threadIdx.x < C::kStages) {
-    ptx::mbarrier_init(&shared.full[threadIdx.x], kMarked ? 64 : 32);
+    ptx::mbarrier_init(&shared.full[threadIdx.x], kForm == PaddedForm::plain ? 32 : 64);
     ptx::mbarrier_init(&shared.empty[threadIdx.x], C::kThreads);
+    if constexpr (kForm == PaddedForm::normed) ptx::mbarrier_init(&shared.scaled[threadIdx.x], C::kThreads);
   }
   if (threadIdx.x < C::kSlots) {
     ptx::mbarrier_init(&shared.handed_over[threadIdx.x], C::kThreads);
     ptx::mbarrier_init(&shared.added_up[threadIdx.x], 32);
   }
   __syncthreads();
-  MmaPaddedWarp<C, T, kMarked>(args, shared, memory).run();
+  MmaPaddedWarp<C, T, kForm>(args, shared, memory).run();
 }
 
 }  // namespace cuda

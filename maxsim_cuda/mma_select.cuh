@@ -135,13 +135,13 @@ void launch_dense(const ForwardArgs& args, cudaStream_t stream) {
 struct PaddedRing {
   int width, stages, bytes;
 };
-template <class C>
+template <class C, PaddedForm kForm>
 PaddedRing padded_ring() {
   constexpr int kNarrow = 96;
   const Device& device = current_device();
   for (int stages = C::kStages;; --stages)
     for (int width = C::kMostColumns; width >= C::kTogether; width -= C::kTogether) {
-      const int bytes = stages * width * C::kPitch, all = bytes + static_cast<int>(sizeof(MmaPaddedShared<C>));
+      const int bytes = stages * width * C::kPitch, all = bytes + static_cast<int>(sizeof(MmaPaddedShared<C, kForm>));
       const bool fits = all <= device.shared_bytes && C::kPerSm * (all + 1024) <= device.sm_shared_bytes;
       if (stages == C::kAhead ? fits || width == C::kTogether : fits && width >= kNarrow) return {width, stages, bytes};
     }
@@ -152,11 +152,11 @@ int64_t padded_units(const ForwardArgs& args) {
   return args.count * (args.problem.pairing == Pairing::cross ? ceil_div(args.block_count, C::kBlocks) : 1);
 }
 
-template <class C, class T, bool kMarked>
+template <class C, class T, PaddedForm kForm>
 void launch_padded(const ForwardArgs& args, cudaStream_t stream) {
-  const auto kernel = mma_padded_forward<C, T, kMarked>;
+  const auto kernel = mma_padded_forward<C, T, kForm>;
   MmaPaddedArgs padded{DenseSides(args.problem)};
-  const PaddedRing ring = padded_ring<C>();
+  const PaddedRing ring = padded_ring<C, kForm>();
   const int64_t tiles = ceil_div(padded.tokens, ring.width);  // of a document, and alike
   padded.width = static_cast<int32_t>(ceil_div(ceil_div(padded.tokens, tiles), C::kTogether) * C::kTogether);
   padded.stages = ring.stages;
@@ -174,7 +174,7 @@ void launch_padded(const ForwardArgs& args, cudaStream_t stream) {
 }
 
 // As many rows as there are, where that leaves each SM something to do and the sums of a query in one thread block.
-template <class T, int kSteps, bool kMarked>
+template <class T, int kSteps, PaddedForm kForm>
 void select_padded(const ForwardArgs& args, cudaStream_t stream) {
   using Two = MmaPaddedConfig<4, kSteps>;
   using Four = MmaPaddedConfig<2, kSteps>;
@@ -182,20 +182,22 @@ void select_padded(const ForwardArgs& args, cudaStream_t stream) {
   const int64_t blocks = blocks_per_document(args), together = args.partials ? 1 : args.chunks;
   const int64_t sms = current_device().sms;
   if (together > 4 || (blocks > 4 && padded_units<Eight>(args) >= sms))
-    return launch_padded<Eight, T, kMarked>(args, stream);
+    return launch_padded<Eight, T, kForm>(args, stream);
   if (together > 2 || (blocks > 2 && padded_units<Four>(args) >= sms))
-    return launch_padded<Four, T, kMarked>(args, stream);
-  launch_padded<Two, T, kMarked>(args, stream);
+    return launch_padded<Four, T, kForm>(args, stream);
+  launch_padded<Two, T, kForm>(args, stream);
 }
 
 template <class T, int kSteps>
 void select_rows(const ForwardArgs& args, cudaStream_t stream) {
   const int64_t blocks = blocks_per_document(args);
-  const bool padded = mma_is_padded(args.problem, args.chunks);
   const bool whole = args.problem.queries.whole() && args.problem.documents.whole();
-  if (padded && whole && blocks == 1) return launch_dense<MmaDenseConfig<kSteps>, T>(args, stream);
-  if (padded && blocks > 1)
-    return whole ? select_padded<T, kSteps, false>(args, stream) : select_padded<T, kSteps, true>(args, stream);
+  if (mma_is_padded(args.problem, args.chunks)) {
+    if (blocks > 1 && args.problem.normalize) return select_padded<T, kSteps, PaddedForm::normed>(args, stream);
+    if (blocks > 1 && !whole) return select_padded<T, kSteps, PaddedForm::marked>(args, stream);
+    if (blocks > 1) return select_padded<T, kSteps, PaddedForm::plain>(args, stream);
+    if (whole && !args.problem.normalize) return launch_dense<MmaDenseConfig<kSteps>, T>(args, stream);
+  }
   if (blocks <= 1) return launch_rows_form<MmaRowsLean<kSteps>, T>(args, stream);
   launch_rows_form<MmaRowsWide<kSteps>, T>(args, stream);
 }

@@ -34,9 +34,9 @@ bool mma_is_padded(const Problem& problem, int64_t chunks) {
   const auto padded = [](const Segments& side) {
     return !side.packed() && Pieces(side).aligned && side.count <= INT32_MAX && side.extent <= INT32_MAX / 2;
   };
-  if (mma_splits(problem) || problem.pairing == Pairing::list || problem.normalize ||
-      problem.argmax_width != kNoArgmax || queries.dim > 4 * kStepFeatures || queries.extent < 1 || !padded(queries) ||
-      !padded(documents) || documents.extent < (queries.dim <= 2 * kStepFeatures ? 64 : 32))
+  if (mma_splits(problem) || problem.pairing == Pairing::list || problem.argmax_width != kNoArgmax ||
+      queries.dim > 4 * kStepFeatures || queries.extent < 1 || !padded(queries) || !padded(documents) ||
+      documents.extent < (queries.dim <= 2 * kStepFeatures ? 64 : 32))
     return false;
   return problem.pairing == Pairing::cross
              ? queries.count * chunks <= UINT32_MAX / std::max<int64_t>(1, documents.count)

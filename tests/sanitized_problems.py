@@ -95,7 +95,8 @@ def others() -> None:
                 lengths, marks = torch.arange(documents, device=DEVICE) % tokens, torch.rand(d.shape[:3]) < 0.9
                 for kept in ((None, None), (lengths.view(d.shape[:2]), marks.to(DEVICE))):
                     problem = (q.squeeze(1), d, *[None] * 3, kept[0], None, kept[1], None, None)
-                    ops.forward(*problem, False, 0.0, number_of[path], False)
+                    for normalize in (False, True):
+                        ops.forward(*problem, normalize, 0.0, number_of[path], False)
     exact("sm_fma", [48])
 
 

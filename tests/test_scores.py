@@ -66,7 +66,8 @@ def test_many_documents_of_several_queries(maxsim, path, dim, query_tokens, toke
 @pytest.mark.parametrize("dtypes", SAME_DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("dim, tokens", [(40, 64), (64, 200), (128, 145)])
 @pytest.mark.parametrize("query_tokens", [32, 33, 64, 90, 128, 200, 256, 300])
-def test_batches_of_long_queries(maxsim, path, query_tokens, dim, tokens, dtypes):
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_batches_of_long_queries(maxsim, path, normalize, query_tokens, dim, tokens, dtypes):
     """Blocks of query rows that fill what meets a document together, and some that do not; masks with holes, documents
     of which nothing is kept, and maxima that are negative."""
     queries = torch.randn(9, query_tokens, dim).to(path.device, dtypes[0])
@@ -76,19 +77,21 @@ def test_batches_of_long_queries(maxsim, path, query_tokens, dim, tokens, dtypes
     q_mask = torch.rand(9, query_tokens) < 0.8
     d_mask = (torch.rand(len(documents), tokens) < 0.7) & (torch.arange(tokens) < ends[:, None])
     q_mask, d_mask = q_mask.to(path.device), d_mask.to(path.device)
-    similarities = torch.einsum("qid,njd->qnij", queries.double(), documents.double())
-    size = torch.einsum("qid,njd->qnij", queries.double().abs(), documents.double().abs()).amax((-1, -2)) * query_tokens
+    exact = [x.double() for x in (queries, documents)]
+    if normalize:
+        exact = [x / x.norm(dim=-1, keepdim=True) for x in exact]
+    similarities = torch.einsum("qid,njd->qnij", *exact)
+    size = torch.einsum("qid,njd->qnij", *[x.abs() for x in exact]).amax((-1, -2)) * query_tokens
     for q, d in [(None, None), (q_mask, None), (None, d_mask), (q_mask, d_mask)]:
-        scores = maxsim.maxsim(queries, documents, q, d)
+        scores = maxsim.maxsim(queries, documents, q, d, normalize=normalize)
         best = similarities if d is None else similarities.masked_fill(~d[:, None], -torch.inf)
         best = best.amax(-1) if q is None else best.amax(-1).masked_fill(~q[:, None], 0)
         want = best.sum(-1) if d is None else best.sum(-1).where(d.any(-1), 0)
         assert ((scores - want).abs() / size).max().item() <= tolerance(*dtypes)
-        own = maxsim.maxsim(queries, documents.expand(9, *documents.shape), q, d if d is None else d.expand(9, -1, -1))
-        one = maxsim.maxsim(
-            queries[3:4], documents[-3:-2], None if q is None else q[3:4], None if d is None else d[-3:-2]
-        )
-        assert torch.equal(own, scores) and torch.equal(one[0, 0], scores[3, -3])
+        slabs = documents.expand(9, *documents.shape), q, d if d is None else d.expand(9, -1, -1)
+        assert torch.equal(maxsim.maxsim(queries, *slabs, normalize=normalize), scores)
+        pair = queries[3:4], documents[-3:-2], None if q is None else q[3:4], None if d is None else d[-3:-2]
+        assert torch.equal(maxsim.maxsim(*pair, normalize=normalize)[0, 0], scores[3, -3])
 
 
 EDGES = [0, 1, 8, 63, 64, 65, 103, 104, 105, 168, 300, 7, 0, 5]
