@@ -110,7 +110,7 @@ struct Pieces {
   }
 };
 
-// Both sides of a plain problem: strides count bytes, tokens are those of a document.
+// Both sides where they are padded: strides count bytes, tokens are those of a document.
 struct DenseSides {
   const char *documents, *queries;
   int64_t token_stride, document_stride, slab_stride, query_token_stride, query_stride;
