@@ -26,6 +26,7 @@ TOO_SLOW = [
     *("retrieval_scores", "infinities", "every_batch_size", "threads", "concurrent", "training_lowers"),
     *("(soft and (768 or 130))", "(quantised and every_length)", "long_and_many"),
     *("marked_tokens", "(holes_anywhere and (128 or 300))", "(ragged_documents and 128)"),
+    *("(batches_of_long and (145 or 200))", "(several_queries and (131 or 150 or 300))"),
 ]
 TOO_SLOW_OBSERVED = ["768", "more_winners", "(nan_in and 300)"]
 # The CPU names what is wrong with a value; a GPU's answer is NaN.
