@@ -24,7 +24,7 @@ struct MmaDenseConfig {
 };
 
 // Few words, because a short call waits for each line of them.
-struct MmaDenseArgs : DenseSides {
+struct MmaDenseArgs : PaddedSides {
   float* scores;
   uint32_t units, share;  // documents, and how many each block has, the first ones one more
   uint32_t of_a_query;    // documents

@@ -45,12 +45,11 @@ struct TilePieces {
 };
 
 // Of the first `eights` of a tile; products of others are below all that are.
-template <class T, int kPitch, int kTiles, int kSteps, int kCount>
-__device__ __forceinline__ void multiply_tile(float (&products)[kTiles][kCount],
-                                              const uint32_t (&operands)[kTiles][kSteps][2][4],
+template <class T, int kPitch, int kSteps, int kCount>
+__device__ __forceinline__ void multiply_tile(float (&products)[2][kCount], const uint32_t (&operands)[2][kSteps][2][4],
                                               const TilePieces<kPitch>& tokens, int eights = kCount / 4) {
 #pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile)
+  for (int tile = 0; tile < 2; ++tile)
 #pragma unroll
     for (int i = 0; i < kCount; ++i) products[tile][i] = i / 4 < eights ? 0.f : -INFINITY;
 #pragma unroll
@@ -60,8 +59,7 @@ __device__ __forceinline__ void multiply_tile(float (&products)[kTiles][kCount],
       if (group >= eights) break;
       const uint4 token = tokens.load(step, group);
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile)
-        multiply_step<T>(&products[tile][group * 4], operands[tile][step], token);
+      for (int tile = 0; tile < 2; ++tile) multiply_step<T>(&products[tile][group * 4], operands[tile][step], token);
     }
 }
 
@@ -111,12 +109,12 @@ struct Pieces {
 };
 
 // Both sides where they are padded: strides count bytes, tokens are those of a document.
-struct DenseSides {
+struct PaddedSides {
   const char *documents, *queries;
   int64_t token_stride, document_stride, slab_stride, query_token_stride, query_stride;
   int32_t tokens, query_tokens, pieces;
 
-  explicit DenseSides(const Problem& problem)
+  explicit PaddedSides(const Problem& problem)
       : documents(static_cast<const char*>(problem.documents.data)),
         queries(static_cast<const char*>(problem.queries.data)),
         token_stride(problem.documents.token_stride * 2),

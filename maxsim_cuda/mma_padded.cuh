@@ -1,5 +1,5 @@
 // Forward on mma.sync for padded sides and more than one block of query tokens a document, where no winner is asked
-// for. What every layout takes (mma_rows.cuh) spends as many instructions on saying what a tile is as on its products.
+// for. What every layout takes (mma_rows.cuh) spends more instructions on saying what a tile is than on its products.
 #pragma once
 
 #include "mma_padded_tiles.cuh"

@@ -28,7 +28,7 @@ struct MmaPaddedConfig {
 };
 
 // A group of query blocks meets documents one after the other: all of a cross product, else a query's own.
-struct MmaPaddedArgs : DenseSides {
+struct MmaPaddedArgs : PaddedSides {
   ForwardArgs forward;
   uint32_t units, share;  // groups x documents, and how many each thread block has, the first ones one more
   uint32_t of_a_group;    // documents

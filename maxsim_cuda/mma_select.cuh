@@ -118,7 +118,7 @@ template <class C, class T>
 void launch_dense(const ForwardArgs& args, cudaStream_t stream) {
   const auto kernel = mma_dense_forward<C, T>;
   const int warps = warps_that_fit<C>(), bytes = warps * C::kRingBytes;
-  MmaDenseArgs dense{DenseSides(args.problem)};
+  MmaDenseArgs dense{PaddedSides(args.problem)};
   dense.scores = args.scores;
   dense.units = static_cast<uint32_t>(args.problem.documents.count);
   const bool cross = args.problem.pairing == Pairing::cross;
@@ -154,8 +154,9 @@ int64_t padded_units(const ForwardArgs& args) {
 
 template <class C, class T, PaddedForm kForm>
 void launch_padded(const ForwardArgs& args, cudaStream_t stream) {
+  static_assert(C::kColumns <= MmaDenseConfig<C::kSteps>::N, "mma_is_padded asks for documents of as many tokens");
   const auto kernel = mma_padded_forward<C, T, kForm>;
-  MmaPaddedArgs padded{DenseSides(args.problem)};
+  MmaPaddedArgs padded{PaddedSides(args.problem)};
   const PaddedRing ring = padded_ring<C, kForm>();
   const int64_t tiles = ceil_div(padded.tokens, ring.width);  // of a document, and alike
   padded.width = static_cast<int32_t>(ceil_div(ceil_div(padded.tokens, tiles), C::kTogether) * C::kTogether);
@@ -179,6 +180,7 @@ void select_padded(const ForwardArgs& args, cudaStream_t stream) {
   using Two = MmaPaddedConfig<4, kSteps>;
   using Four = MmaPaddedConfig<2, kSteps>;
   using Eight = MmaPaddedConfig<1, kSteps>;
+  static_assert(Eight::kBlocks == kMostChunksAlone, "a query with documents of its own is in one thread block");
   const int64_t blocks = blocks_per_document(args), together = args.partials ? 1 : args.chunks;
   const int64_t sms = current_device().sms;
   if (together > 4 || (blocks > 4 && padded_units<Eight>(args) >= sms))

@@ -36,7 +36,7 @@ bool mma_is_padded(const Problem& problem, int64_t chunks) {
   };
   if (mma_splits(problem) || problem.pairing == Pairing::list || problem.argmax_width != kNoArgmax ||
       queries.dim > 4 * kStepFeatures || queries.extent < 1 || !padded(queries) || !padded(documents) ||
-      documents.extent < (queries.dim <= 2 * kStepFeatures ? 64 : 32))
+      documents.extent < (queries.dim <= 2 * kStepFeatures ? MmaDenseConfig<2>::N : MmaDenseConfig<4>::N))
     return false;
   return problem.pairing == Pairing::cross
              ? queries.count * chunks <= UINT32_MAX / std::max<int64_t>(1, documents.count)

@@ -89,14 +89,15 @@ def others() -> None:
         for dtype, dim, tokens in itertools.product(HALVES, (40, 128), (65, 340)):  # each query has its own documents
             q, d = tensors((5, 20), (5 * 60, tokens), dim, (dtype, dtype))
             score(path, (q, d.unflatten(0, (5, 60)), *[None] * 8), False, 20)
-        for dtype, dim, tile in itertools.product(HALVES, (40, 128), ((3, 60), (2, 120), (1, 250))):
+        for dtype, dim, queries in itertools.product(HALVES, (40, 128), ((3, 60), (2, 120), (1, 250))):
             for documents, tokens in ((900, 70), (300, 340)):  # several for a thread block, and several tiles
-                q, d = (t.unflatten(0, (tile[0], -1)) for t in tensors(tile, (documents, tokens), dim, (dtype, dtype)))
-                lengths, marks = torch.arange(documents, device=DEVICE) % tokens, torch.rand(d.shape[:3]) < 0.9
-                for kept in ((None, None), (lengths.view(d.shape[:2]), marks.to(DEVICE))):
-                    problem = (q.squeeze(1), d, *[None] * 3, kept[0], None, kept[1], None, None)
-                    for normalize in (False, True):
-                        ops.forward(*problem, normalize, 0.0, number_of[path], False)
+                q, d = tensors(queries, (documents, tokens), dim, (dtype, dtype))
+                d = d.unflatten(0, (queries[0], -1))
+                lengths = (torch.arange(documents, device=DEVICE) % tokens).view(d.shape[:2])
+                marks = torch.rand(d.shape[:3], device=DEVICE) < 0.9
+                for kept, normalize in itertools.product(((None, None), (lengths, marks)), (False, True)):
+                    problem = (q, d, *[None] * 3, kept[0], None, kept[1], None, None)
+                    ops.forward(*problem, normalize, 0.0, number_of[path], False)
     exact("sm_fma", [48])
 
 
