@@ -226,9 +226,10 @@ struct Sm90Args : ForwardArgs {
   bool masked;                           // and documents have a mask
   bool signs;                            // documents are signs whose tiles are pieces of memory
   const char *query_end, *document_end;  // behind the last of all rows
-  bool dense;            // as `tma`, and both are padded with every token kept, in a cross product or slabs
-  uint32_t dense_units;  // documents times the query groups that they meet one after the other
-  uint32_t dense_share;  // of each thread block or cluster, which the first ones have one more than
+  bool dense;               // as `tma`, and both are padded with every token kept, in a cross product or slabs
+  uint32_t dense_units;     // documents times the query groups that they meet one after the other
+  uint32_t dense_share;     // of each thread block or cluster, which the first ones have one more than
+  uint32_t average_tokens;  // of a packed document
 };
 
 }  // namespace cuda

@@ -49,6 +49,9 @@ struct Sm90Consumer {
   // Whether the first lane of a warp is the only one that reads anything of a stage, and so lets go of it for all.
   static constexpr bool kOneArrives = kOnlyDense<C> && kColumns == Columns::plain;
 
+  // A document's or pair's number while maxima are taken, when registers are few.
+  using Target = std::conditional_t<kOnlyPacked<C>, int32_t, int64_t>;
+
   // Whether threads are told which of their own columns count.
   static constexpr bool kOwnColumns = kOnlyMarked<C> && !kArgmax;
 
@@ -242,10 +245,10 @@ struct Sm90Consumer {
   __device__ __forceinline__ int flags_of(int stage) const { return first_lanes(shared.stages[stage].flags); }
 
   // Lets the tile of `stage` go, which has met every row, and tells the first lane whose it was.
-  __device__ __forceinline__ int64_t leave(int stage) {
-    int64_t target = kFirstReads<C> ? 0 : shared.stages[stage].target;
+  __device__ __forceinline__ Target leave(int stage) {
+    Target target = kFirstReads<C> ? 0 : static_cast<Target>(shared.stages[stage].target);
     __syncwarp();
-    if (kFirstReads<C> && lane == 0) target = shared.stages[stage].target;
+    if (kFirstReads<C> && lane == 0) target = static_cast<Target>(shared.stages[stage].target);
     if (!kOneArrives || lane == 0) ptx::mbarrier_arrive_at(base() + offsetof(Sm90Shared<C>, empty) + stage * 8);
     return target;
   }
@@ -287,7 +290,7 @@ struct Sm90Consumer {
       }
       bool follows = false;
       int ahead = 0;
-      int64_t target = 0;
+      Target target = 0;
       while (true) {
         Ring<C::kStages> next = ring;
         next.advance();

@@ -75,6 +75,15 @@ bool marked(const Problem& problem) {
          documents.extent < INT32_MAX;
 }
 
+// Whether 32 bits hold what Sm90Packed counts: tokens and half a tile for each document, and groups of queries times
+// thread blocks.
+template <class C>
+bool counts_in_words(const ForwardArgs& args, int64_t places) {
+  const Segments& documents = args.problem.documents;
+  return documents.extent + documents.count * (C::N / 2) < INT32_MAX &&
+         (ceil_div(args.block_count, C::kBlocks) + 1) * (places + 2) < INT32_MAX;
+}
+
 // What Sm90Dense asks for beyond `dense`. Few long documents are left to clusters.
 template <class C>
 bool whole_tiles(const ForwardArgs& args, int64_t units) {
@@ -119,25 +128,27 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
                                  (kOnlyOne<C> || describe(documents, 8, &tail_map, C::kAtomBytes))));
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
+  const int64_t places = int64_t{current_device().sms} * C::kPerSm;
   mapped.pass_through =
       (args.problem.pairing == Pairing::slab || (cross && units == args.count)) && is_short_stream(documents);
   mapped.masked = mapped.tma && documents.mask;
   mapped.dense = mapped.tma && units < INT32_MAX && dense(args.problem);
   mapped.dense_units = static_cast<uint32_t>(units);
+  mapped.average_tokens = static_cast<uint32_t>(average_length(documents));
   const auto pieces = [&] {
     static const Clusters clusters(kernel, C::kThreads, C::kSharedBytes);
     return static_cast<int32_t>(pieces_of<C>(args, units, clusters));
   };
   if constexpr (kOnlyOne<C>) {
-    const bool fits =
-        kOnlyDense<C> ? mapped.dense && whole_tiles<C>(args, units) : mapped.tma && units < INT32_MAX && pieces() == 1;
+    const bool fits = kOnlyDense<C> ? mapped.dense && whole_tiles<C>(args, units)
+                                    : mapped.tma && units < INT32_MAX && pieces() == 1 &&
+                                          (!kOnlyPacked<C> || counts_in_words<C>(args, places));
     if (!fits) return launch<typename C::Other, T, kArgmax, kColumns>(args, stream);
   } else {
     mapped.pieces = pieces();
   }
   // As few blocks as share the work as evenly: none is left with a last unit of its own. Ragged documents are shared
   // out by their tokens.
-  const int64_t places = int64_t{current_device().sms} * C::kPerSm;
   const int64_t share = std::max<int64_t>(1, ceil_div(units, places));
   const bool by_tokens = cross && documents.packed();
   const int64_t shares = by_tokens ? std::min(units, places) : ceil_div(units, share);

@@ -16,54 +16,64 @@ struct Unit {
   bool release = true;  // the next unit meets other queries
 };
 
-struct UnitRange {
-  int64_t from, to;
-};
+// The work of packed documents, cut so that each of `blocks` thread blocks has as many tokens: what documents before
+// one have is an offset. A document costs kDocumentCost tokens besides. Offsets that are not sorted give other shares,
+// but still shares: whatever is compared, a larger cost never finds a smaller unit. Int: of a cost, and of a group
+// times a block. Run by whole warps, of which each half looks after one cut.
+template <int kDocumentCost, class Int>
+struct TokenShares {
+  const ForwardArgs& args;
+  const Int groups, blocks;
+  const int64_t origin;
+  const Int group_cost;
 
-// The units of block `block`, if each is to have as many tokens: what packed documents before one have is an offset. A
-// document costs kDocumentCost tokens besides. Offsets that are not sorted give other shares, but still shares:
-// whatever is compared, a larger target never finds a smaller unit. Run by whole warps, which look for both ends at
-// once: what takes time is to wait for offsets.
-template <int kDocumentCost>
-__device__ __forceinline__ UnitRange share_tokens(const ForwardArgs& args, int64_t groups, unsigned block,
-                                                  unsigned blocks) {
-  const Segments& side = args.problem.documents;
-  const int64_t count = args.count, origin = side.offsets[args.first];
-  const int lane = threadIdx.x % 32;
-  const auto cost = [&](int64_t document) {
-    const int64_t tokens = side.offsets[args.first + document] - origin;
-    return max(int64_t{0}, min(tokens, side.extent)) + document * kDocumentCost;
+  // In front of a thread block: in a group of query blocks, where so much is `behind`.
+  struct Cut {
+    Int group, behind;
   };
-  const auto step_of = [](int64_t from, int64_t to) { return (to - from + 31) / 32; };
-  const auto probe_of = [&](int64_t from, int64_t to) { return min(to, from + lane * step_of(from, to)); };
-  const int64_t whole = cost(count);
-  int64_t probed[2];
-  probed[0] = probed[1] = cost(probe_of(0, count));
-  const int64_t group_cost = max(int64_t{1}, whole);
-  const int64_t share = quotient(groups * group_cost, blocks), rest = groups * group_cost - share * blocks;
-  int64_t group[2], behind[2], from[2] = {}, to[2] = {count, count};
-#pragma unroll
-  for (int end = 0; end < 2; ++end) {
-    const int64_t target = share * (block + end) + min(rest, int64_t{block + end});
-    group[end] = quotient(target, group_cost);
-    behind[end] = target - group[end] * group_cost;
+
+  __device__ __forceinline__ TokenShares(const ForwardArgs& args_, Int groups_, unsigned blocks_)
+      : args(args_),
+        groups(groups_),
+        blocks(static_cast<Int>(blocks_)),
+        origin(args_.problem.documents.offsets[args_.first]),
+        group_cost(max(Int{1}, cost(static_cast<Int>(args_.count)))) {}
+
+  // Of what is before a document.
+  __device__ __forceinline__ Int cost(Int document) const {
+    const Segments& side = args.problem.documents;
+    const int64_t tokens = side.offsets[args.first + document] - origin;
+    return static_cast<Int>(max(int64_t{0}, min(tokens, side.extent))) + document * kDocumentCost;
   }
-  // The first document with no less before it: 32 are looked at together.
-  while (true) {
-#pragma unroll
-    for (int end = 0; end < 2; ++end) {
-      const int64_t step = step_of(from[end], to[end]), probe = probe_of(from[end], to[end]);
-      const unsigned enough = __ballot_sync(~0u, probe == to[end] || probed[end] >= behind[end]);
-      const int found = enough ? __ffs(enough) - 1 : 32;
-      to[end] = min(to[end], from[end] + found * step);
-      from[end] = found ? from[end] + (found - 1) * step + 1 : to[end];
+
+  // Where a group is cut, a float says well enough, and to all blocks the same.
+  __device__ __forceinline__ Cut at(unsigned block) const {
+    const Int from = static_cast<Int>(block) * groups, group = divide(from, blocks);
+    const float part = static_cast<float>(from - group * blocks) * __fdividef(1.f, static_cast<float>(blocks));
+    return {group, static_cast<Int>(static_cast<float>(group_cost) * part)};
+  }
+
+  // The first document, from `from` on, that has no less before it: 16 are looked at together, because what takes time
+  // is to wait for offsets.
+  __device__ __forceinline__ Int find(Int behind, Int from = 0) const {
+    const int half = threadIdx.x / 16 % 2, place = threadIdx.x % 16;
+    Int to = static_cast<Int>(args.count);
+    while (__any_sync(~0u, from < to)) {
+      const Int step = (to - from + 15) / 16, probe = min(to, from + place * step);
+      const unsigned enough = __ballot_sync(~0u, probe == to || cost(probe) >= behind) >> half * 16 & 0xffff;
+      const int found = enough ? __ffs(enough) - 1 : 16;
+      to = min(to, from + found * step);
+      from = found ? from + (found - 1) * step + 1 : to;
     }
-    if (from[0] >= to[0] && from[1] >= to[1]) break;
-#pragma unroll
-    for (int end = 0; end < 2; ++end) probed[end] = cost(probe_of(from[end], to[end]));
+    return to;
   }
-  return {group[0] * count + to[0], block + 1 == blocks ? groups * count : group[1] * count + to[1]};
-}
+
+ private:
+  __device__ __forceinline__ static int64_t divide(int64_t a, int64_t b) { return quotient(a, b); }
+  __device__ __forceinline__ static int divide(int a, int b) {
+    return static_cast<unsigned>(a) / static_cast<unsigned>(b);
+  }
+};
 
 // Walks over the units of this thread block, for groups of kBlocks query blocks. Run by whole warps: each lane looks up
 // one of the next 32 units ahead of time, because offsets and ids come from memory and 64-bit divisions are slow. What
@@ -83,9 +93,11 @@ class UnitWalk {
     // One query group: documents are dealt round-robin. Several: a contiguous range each, so that rows stay resident.
     const bool deal = cross_ && groups == 1;
     if (kColumns && cross_ && args.problem.documents.packed()) {
-      const UnitRange mine = share_tokens<kColumns / 2>(args, groups, block_, blocks_);
-      base_ = mine.from;
-      to_ = mine.to;
+      const TokenShares<kColumns / 2, int64_t> shares(args, groups, blocks_);
+      const auto cut = shares.at(block_ + threadIdx.x / 16 % 2);
+      const int64_t unit = cut.group * args.count + shares.find(cut.behind);
+      base_ = __shfl_sync(~0u, unit, 0);
+      to_ = __shfl_sync(~0u, unit, 16);
       step_ = 1;
       return;
     }

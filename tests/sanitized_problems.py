@@ -69,6 +69,11 @@ def hopper() -> None:
         lengths, marks = torch.arange(count, device=DEVICE) * 110, torch.rand(d.shape[:2], device=DEVICE) < 0.9
         for kept in ((lengths, None, None), (None, None, marks), (lengths, None, marks)):
             score("sm90", (q, d, *[None] * 3, *kept, None, None), False, queries[1])
+    for dtype in HALVES:
+        lengths = torch.arange(800, device=DEVICE) % 7  # several for a thread block, and one too much for it
+        lengths[[5, 300]] = 3000
+        q, d = tensors((1, 20), (int(lengths.sum()),), 128, (dtype, dtype))
+        score("sm90", (q, d, None, torch.nn.functional.pad(lengths.cumsum(0), (1, 0)), *[None] * 6), False, 20)
     # So many documents that starting up no longer counts.
     count = 32 * torch.cuda.get_device_properties(DEVICE).multi_processor_count + 1
     options = (False, 0.0, number_of["sm90"], False)

@@ -64,6 +64,22 @@ def test_many_documents_of_several_queries(maxsim, path, dim, query_tokens, toke
 
 
 @pytest.mark.parametrize("dtypes", SAME_DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("query_tokens", [20, 64, 100])
+@pytest.mark.parametrize("longest", [9, 2500], ids=["alike", "giants"])
+def test_many_ragged_documents_of_one_query(maxsim, path, longest, query_tokens, dtypes):
+    """Several for each thread block, and some that alone are more work than the share of one."""
+    count, longest = (900, longest) if path.device == "cuda" else (40, min(longest, 250))
+    lengths = torch.randint(0, 10, (count,))
+    lengths[[2, 5, count // 2, count - 1]] = longest
+    batch = Batch.random([query_tokens], lengths.tolist(), 128, dtypes, path.device)
+    laid = helpers.varlen(maxsim, batch)
+    scores = laid.score(laid.queries, laid.documents)
+    assert_scores(scores, laid, batch, tolerance(*dtypes))
+    few = helpers.varlen(maxsim, Batch(batch.queries, batch.documents[:7]))
+    assert torch.equal(few.score(few.queries, few.documents), scores[:, :7])
+
+
+@pytest.mark.parametrize("dtypes", SAME_DTYPES, ids=dtype_id)
 @pytest.mark.parametrize(
     "query_tokens, dim, tokens",
     [
