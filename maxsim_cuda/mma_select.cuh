@@ -193,12 +193,15 @@ void select_padded(const ForwardArgs& args, cudaStream_t stream) {
 template <class T, int kSteps>
 void select_rows(const ForwardArgs& args, cudaStream_t stream) {
   const int64_t blocks = blocks_per_document(args);
-  const bool whole = args.problem.queries.whole() && args.problem.documents.whole();
+  const bool whole = args.problem.queries.whole() && args.problem.documents.whole(), normalize = args.problem.normalize;
   if (mma_is_padded(args.problem, args.chunks)) {
-    if (blocks > 1 && args.problem.normalize) return select_padded<T, kSteps, PaddedForm::normed>(args, stream);
-    if (blocks > 1 && !whole) return select_padded<T, kSteps, PaddedForm::marked>(args, stream);
+    if (blocks > 1 && normalize) return select_padded<T, kSteps, PaddedForm::normed>(args, stream);
+    // Under one block, half of the rows are idle. Of long rows, what is padding and not read makes up for it.
+    const bool ragged = kSteps > 2 && !args.problem.documents.whole();
+    if (!whole && !normalize && (blocks > 1 || ragged))
+      return select_padded<T, kSteps, PaddedForm::marked>(args, stream);
     if (blocks > 1) return select_padded<T, kSteps, PaddedForm::plain>(args, stream);
-    if (whole && !args.problem.normalize) return launch_dense<MmaDenseConfig<kSteps>, T>(args, stream);
+    if (whole && !normalize) return launch_dense<MmaDenseConfig<kSteps>, T>(args, stream);
   }
   if (blocks <= 1) return launch_rows_form<MmaRowsLean<kSteps>, T>(args, stream);
   launch_rows_form<MmaRowsWide<kSteps>, T>(args, stream);

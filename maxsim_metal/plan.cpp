@@ -10,7 +10,7 @@ namespace {
 // Grids stay far below any limit of the hardware; kernels walk on in steps of the grid.
 constexpr int64_t kMaxGridX = 1024;
 constexpr int64_t kMaxGridY = 65535;
-constexpr int64_t kFewFeatures = 32;
+constexpr int64_t kFewFeatures = 32, kFewTokens = 8;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -215,8 +215,10 @@ Plan plan_forward(const Problem& problem, const TokenOffsets& offsets) {
 Plan plan_residual(const Problem& problem, const TokenOffsets& offsets, const Residuals& residuals) {
   Plan plan;
   if (problem.pairs == 0) return plan;
-  // The rounding of a decompressed feature averages out over many; over few it would be seen.
-  const DType tile = problem.queries.dim < kFewFeatures ? DType::f32 : problem.queries.dtype;
+  // The rounding of a decompressed feature averages out over many, and over the query tokens that meet it; over few it
+  // would be seen. Queries are padded.
+  const bool few = problem.queries.dim < kFewFeatures || problem.queries.extent < kFewTokens;
+  const DType tile = few ? DType::f32 : problem.queries.dtype;
   ForwardParams params = forward_params(problem, offsets, tile, Stacking::as_many_as_fit);
   params.problem.normalize =
       (problem.normalize ? kNormalizeQueries : 0) | (residuals.normalize ? kNormalizeDocuments : 0);
