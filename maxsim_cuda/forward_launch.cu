@@ -84,14 +84,16 @@ Layout lay_out(const Problem& problem, Path path) {
   const Segments& queries = problem.queries;
   Layout out{};
   out.cross = problem.pairing == Pairing::cross;
-  out.chunks = std::max<int64_t>(1, ceil_div(queries.extent, kBlockTokens));
+  // Who asks for winners says how long queries are, and a longer one scores NaN.
+  const bool bounded = problem.argmax_width != kNoArgmax;
+  const int64_t longest = bounded ? std::min(queries.extent, problem.argmax_width) : queries.extent;
+  out.chunks = std::max<int64_t>(1, ceil_div(longest, kBlockTokens));
   out.items = out.cross ? problem.documents.count : problem.pairs;
   out.block_count = queries.count * out.chunks;
-  if (queries.packed()) {
+  // Blocks of a single query, and of queries that have no more than one, are numbered as if they were padded.
+  if (queries.packed() && queries.count > 1 && out.chunks > 1) {
     out.block_count = queries.extent / kBlockTokens + queries.count;
-    // The blocks of a single query are numbered as if it were padded.
-    if (queries.count == 1) out.block_count = out.chunks;
-    if (out.cross && queries.count > 1) out.table_bytes = ceil_div((out.block_count + 1) * sizeof(int2), 256) * 256;
+    if (out.cross) out.table_bytes = ceil_div((out.block_count + 1) * sizeof(int2), 256) * 256;
   }
   if (out.chunks > 1 && !sums_together(problem, path, out.chunks))
     out.per_item = out.cross ? out.block_count * 8 + queries.count * 4 : out.chunks * 8 + 4;
