@@ -16,8 +16,8 @@ struct ForwardArgs {
   int32_t* argmax;
   double* partials;     // sums of blocks: [documents][block_count] (cross) or [pairs][chunks] of this launch; or null
   int32_t* arrivals;    // blocks done, of each pair of this launch; zero at launch
-  const int2* blocks;   // (query, chunk) of each block of packed queries; blocks[-1].x counts them. Null when padded
-                        // or one query.
+  const int2* blocks;   // (query, chunk) of each block of packed queries; blocks[-1].x counts them. Null when padded,
+                        // or one query, or one block each.
   int64_t block_count;  // at most
   int32_t chunks;       // blocks a query can have
   int64_t first;        // first document (cross) or pair (else) of this launch

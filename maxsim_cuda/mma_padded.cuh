@@ -1,5 +1,6 @@
-// Forward on mma.sync for padded sides and more than one block of query tokens a document, where no winner is asked
-// for. What every layout takes (mma_rows.cuh) spends more instructions on saying what a tile is than on its products.
+// Forward on mma.sync for padded sides and more than one block of query tokens a document, or one under documents with
+// padding, where no winner is asked for. What every layout takes (mma_rows.cuh) spends more instructions on saying what
+// a tile is than on its products.
 #pragma once
 
 #include "mma_padded_tiles.cuh"

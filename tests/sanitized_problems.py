@@ -70,7 +70,7 @@ def hopper() -> None:
         for kept in ((lengths, None, None), (None, None, marks), (lengths, None, marks)):
             score("sm90", (q, d, *[None] * 3, *kept, None, None), False, queries[1])
     for dtype in HALVES:
-        lengths = torch.arange(800, device=DEVICE) % 7  # several for a thread block, and one too much for it
+        lengths = torch.arange(800, device=DEVICE) % 7  # several for a thread block, and two too long for one
         lengths[[5, 300]] = 3000
         q, d = tensors((1, 20), (int(lengths.sum()),), 128, (dtype, dtype))
         score("sm90", (q, d, None, torch.nn.functional.pad(lengths.cumsum(0), (1, 0)), *[None] * 6), False, 20)
