@@ -65,7 +65,8 @@ def ours(inputs: Inputs) -> Call:
     if workload.layout == "varlen":
         packed, document_offsets = inputs.documents[inputs.mask], offsets(inputs.lengths)
         queries, query_offsets = rows_of(inputs.queries)
-        return partial(kernel.maxsim_varlen, queries, packed, query_offsets, document_offsets)
+        longest = (workload.query_tokens, workload.document_tokens)  # as whoever packs tokens knows them
+        return partial(kernel.maxsim_varlen, queries, packed, query_offsets, document_offsets, *longest)
     if workload.layout == "listed":
         sides = (*rows_of(inputs.queries), *rows_of(inputs.documents))
         return partial(kernel.score_pairs_packed, *sides, *inputs.pairs)

@@ -120,7 +120,8 @@ struct Problem {
   int64_t pairs = 0;  // scores to write
   bool normalize = false;
   float empty_score = 0.f;
-  int64_t argmax_width = kNoArgmax;  // int32 slots per pair
+  int64_t argmax_width = kNoArgmax;   // int32 slots per pair
+  int64_t longest_query = INT64_MAX;  // tokens that a packed query may have; an accelerator scores a longer one NaN
 };
 
 // 1 / max(norm, eps) with torch.nn.functional.normalize's eps.

@@ -28,7 +28,7 @@ __device__ __forceinline__ BlockInfo describe_block(const ForwardArgs& args, boo
   info.slot = cross ? group * kBlocks + lane : info.chunk;
   if (info.query < 0) return info;
   const Span span = span_of(side, info.query);
-  info.valid = listed && span.valid && (!args.argmax || span.length <= args.problem.argmax_width);
+  info.valid = listed && span.valid && span.length <= args.problem.longest_query;
   const int length = info.valid ? span.length : 0;
   info.chunks = max(1, (length + kBlockTokens - 1) / kBlockTokens);
   if (info.chunk >= info.chunks) {

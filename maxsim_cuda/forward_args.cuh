@@ -54,9 +54,10 @@ __device__ __forceinline__ Piece piece_of(const ForwardArgs& args, int length) {
 // What a loader says about a stage of the ring. `bits` are the kept columns of a tile that is not full.
 struct alignas(16) StageInfo {
   // kFull: every column counts. kRelease: the last tile that these queries meet.
-  // kNarrow: only the first columns, kNarrowColumns, are there.
+  // kNarrow: only the first columns, kNarrowColumns, are there. kEights: documents share the tile, and each begins and
+  // ends at a multiple of eight columns.
   static constexpr int kNewQueries = 1, kLast = 2, kFull = 4, kEnd = 8, kInvalid = 16, kAnyToken = 32, kRelease = 64,
-                       kNarrow = 128;
+                       kNarrow = 128, kEights = 256;
   int32_t flags;
   int32_t first_token;
   int64_t target;  // cross: the document; else the pair

@@ -84,10 +84,7 @@ Layout lay_out(const Problem& problem, Path path) {
   const Segments& queries = problem.queries;
   Layout out{};
   out.cross = problem.pairing == Pairing::cross;
-  // Who asks for winners says how long queries are, and a longer one scores NaN.
-  const bool bounded = problem.argmax_width != kNoArgmax;
-  const int64_t longest = bounded ? std::min(queries.extent, problem.argmax_width) : queries.extent;
-  out.chunks = std::max<int64_t>(1, ceil_div(longest, kBlockTokens));
+  out.chunks = std::max<int64_t>(1, ceil_div(std::min(queries.extent, problem.longest_query), kBlockTokens));
   out.items = out.cross ? problem.documents.count : problem.pairs;
   out.block_count = queries.count * out.chunks;
   // Blocks of a single query, and of queries that have no more than one, are numbered as if they were padded.

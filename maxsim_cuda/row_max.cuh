@@ -149,21 +149,38 @@ __device__ __forceinline__ void raise_both_if(uint32_t counts, int32_t& first, i
       : "r"(counts), "r"(__float_as_int(a)), "r"(__float_as_int(b)));
 }
 
+// The maxima of two rows and two values of each.
+__device__ __forceinline__ void raise_rows_if(uint32_t counts, int32_t (&best)[2], const float* c) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+    if (counts) best[r] = __vimax3_s32(best[r], __float_as_int(c[2 * r]), __float_as_int(c[2 * r + 1]));
+}
+
 // Maxima of a tile of whose columns this thread's count where a bit of `own` is set, two for each eight. A value is
 // skipped by a predicate, which takes one operation for a column; cutting values out by bits takes one for each of
-// them, and four for a column. False, with nothing taken, where one is negative.
-template <int kCount>
+// them, and four for a column. False, with nothing taken, where one is negative. kContinues: the maximum so far counts,
+// which makes that rare; the kernel of padded documents finds no registers for it and serialises products.
+template <bool kContinues, bool kEights, int kCount>
 __device__ __forceinline__ bool take_own_maxima(const float (&c)[kCount], RowState<false>& row, uint32_t own) {
   static_assert(kCount / 2 <= 32, "a bit for each column");
   int32_t best[2] = {INT32_MIN, INT32_MIN};
+  if (kContinues)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) best[r] = __float_as_int(row.best[r]);
 #pragma unroll
   for (int i = 0; i < kCount / 2; ++i)
-    raise_both_if(own & 1u << i, best[0], best[1], c[i / 2 * 4 + i % 2], c[i / 2 * 4 + 2 + i % 2]);
+    if constexpr (!kEights)
+      raise_both_if(own & 1u << i, best[0], best[1], c[i / 2 * 4 + i % 2], c[i / 2 * 4 + 2 + i % 2]);
+    else if (i % 2 == 0)
+      raise_rows_if(own & 1u << i, best, c + i * 2);
   const bool any = own != 0, negative = __any_sync(~0u, any && (best[0] | best[1]) < 0);
   if (__shfl_sync(~0u, negative, 0)) return false;
 #pragma unroll
   for (int r = 0; r < 2; ++r)
-    if (any) row.best[r] = max_nan(row.best[r], __int_as_float(best[r]));
+    if (kContinues)
+      row.best[r] = __int_as_float(best[r]);
+    else if (any)
+      row.best[r] = max_nan(row.best[r], __int_as_float(best[r]));
   return true;
 }
 
@@ -329,11 +346,14 @@ __device__ __forceinline__ void take_products(const A (&c)[kCount], RowState<kAr
   }
 }
 
-// As take_products, where `own` says which of this thread's columns count if the tile is not full.
-template <int kCount, class Tokens>
+// As take_products, where `own` says which of this thread's columns count if the tile is not full. kEights: all or none
+// of each eight.
+template <bool kContinues, bool kEights = false, int kCount, class Tokens>
 __device__ __forceinline__ void take_own_products(const float (&c)[kCount], RowState<false>& row, const Tokens& tokens,
                                                   bool full, const uint32_t& own) {
-  if (full ? take_maxima(c, row, tokens, 0, EveryColumn{}, ColumnScale<false>{}) : take_own_maxima(c, row, own)) return;
+  if (full ? take_maxima(c, row, tokens, 0, EveryColumn{}, ColumnScale<false>{})
+           : take_own_maxima<kContinues, kEights>(c, row, own))
+    return;
   const uint32_t counts = full ? ~0u : own;
 #pragma unroll
   for (int i = 0; i < kCount / 2; ++i)

@@ -112,12 +112,13 @@ struct Sm90Dense : C {
 };
 
 // The shape of C for packed documents alone, of whole atoms that alternate as above: whole tiles again, but documents
-// of any lengths, and sums in memory where queries are packed too. kNarrow: columns of a document's last tile, if it
-// has no more, or 0 where all tiles are as wide.
-template <class C, int kNarrow>
+// of any lengths, and sums in memory where queries are packed too. kJoins: tiles are cut from the rows as they follow
+// one another, and documents share them.
+template <class C, bool kJoins>
 struct Sm90Packed : Sm90Dense<C, true> {};
 
-// The shape of C for padded documents alone of which some tokens do not count, otherwise as Sm90Packed.
+// The shape of C for padded documents alone of which some tokens do not count, otherwise as Sm90Packed. kNarrow:
+// columns of a document's last tile, if it has no more, or 0 where all tiles are as wide.
 template <class C, int kNarrow>
 struct Sm90Marked : Sm90Dense<C, true> {};
 
@@ -127,12 +128,14 @@ template <class C, int kNarrow>
 constexpr bool kOnlyMarked<Sm90Marked<C, kNarrow>> = true;
 template <class C>
 constexpr bool kOnlyPacked = false;
-template <class C, int kNarrow>
-constexpr bool kOnlyPacked<Sm90Packed<C, kNarrow>> = true;
+template <class C, bool kJoins>
+constexpr bool kOnlyPacked<Sm90Packed<C, kJoins>> = true;
+template <class C>
+constexpr bool kJoinsDocuments = false;
+template <class C>
+constexpr bool kJoinsDocuments<Sm90Packed<C, true>> = true;
 template <class C>
 constexpr int kNarrowColumns = 0;
-template <class C, int kNarrow>
-constexpr int kNarrowColumns<Sm90Packed<C, kNarrow>> = kNarrow;
 template <class C, int kNarrow>
 constexpr int kNarrowColumns<Sm90Marked<C, kNarrow>> = kNarrow;
 template <class C>

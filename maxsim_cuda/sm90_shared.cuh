@@ -49,7 +49,12 @@ struct Sm90Shared {
   static constexpr int kMarkedTiles = kOnlyMarked<C> ? 4 : 1;
   uint64_t marked_full[kMarkedTiles], marked_empty[kMarkedTiles];
   MarkedTile marked[kMarkedTiles];
-  uint32_t own[kOnlyMarked<C> ? C::kStages : 1][4];  // columns that count, of the lanes of each number modulo four
+  // Columns that count, of the lanes of each number modulo four.
+  uint32_t own[kOnlyMarked<C> ? C::kStages : 1][4];
+  // And those in front of where a tile's first document begins and the next ones end, and of all that counts.
+  static constexpr int kEnds = 8;
+  uint4 bounds[kJoinsDocuments<C> ? C::kStages : 1][kEnds + 2];
+  int first_group, last_group;  // of queries, that this thread block meets
 
   // `copies`: the producer's lanes copy parts of a tile themselves. `stored`: and factors of query rows. `scalers`: who
   // else has to do with a tile before it can be multiplied. `readers`: who lets go of one.

@@ -74,6 +74,11 @@ def hopper() -> None:
         lengths[[5, 300]] = 3000
         q, d = tensors((1, 20), (int(lengths.sum()),), 128, (dtype, dtype))
         score("sm90", (q, d, None, torch.nn.functional.pad(lengths.cumsum(0), (1, 0)), *[None] * 6), False, 20)
+        lengths = torch.arange(90, device=DEVICE) * 37 % 211  # and documents that share tiles, with one end or several
+        lengths[40:60] %= 9
+        q, d = tensors((9, 32), (int(lengths.sum()),), 128, (dtype, dtype))
+        ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+        score("sm90", (q.flatten(0, 1), d, offsets(9, 32), ends, *[None] * 6), False, 32)
     # So many documents that starting up no longer counts.
     count = 32 * torch.cuda.get_device_properties(DEVICE).multi_processor_count + 1
     options = (False, 0.0, number_of["sm90"], False)

@@ -80,6 +80,26 @@ def test_many_ragged_documents_of_one_query(maxsim, path, longest, query_tokens,
 
 
 @pytest.mark.parametrize("dtypes", SAME_DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("lengths", [(0, 12), (20, 60), (75, 300)], ids=["tiny", "short", "long"])
+def test_many_ragged_documents_of_a_batch(maxsim, path, lengths, dtypes):
+    """Documents that follow one another, some of which similarities are all negative, and neighbours none of whose
+    tokens may be taken for theirs; queries with and without a bound on their tokens."""
+    count = 150 if path.device == "cuda" else 30
+    document_tokens = torch.randint(*lengths, (count,)).tolist()
+    batch = Batch.random([32, 7, 32, 32, 1, 32, 20, 32, 32, 32], document_tokens, 128, dtypes, path.device)
+    batch.queries[2].abs_(), batch.queries[4].abs_()
+    for document in batch.documents[::4]:
+        document.abs_().neg_()
+    laid = helpers.varlen(maxsim, batch)
+    scores = laid.score(laid.queries, laid.documents)
+    assert_scores(scores, laid, batch, tolerance(*dtypes))
+    bounded = laid.score(laid.queries, laid.documents, max_seqlen_q=32)
+    assert torch.equal(bounded, scores)
+    few = helpers.varlen(maxsim, Batch(batch.queries, batch.documents[5:31]))
+    assert torch.equal(few.score(few.queries, few.documents), scores[:, 5:31])
+
+
+@pytest.mark.parametrize("dtypes", SAME_DTYPES, ids=dtype_id)
 @pytest.mark.parametrize(
     "query_tokens, dim, tokens",
     [

@@ -46,8 +46,10 @@ void run_forward_cuda(const BoundProblem& bound, int64_t path, bool allow_tf32, 
                 bytes ? workspace.mutable_data_ptr() : nullptr, launch.stream);
 }
 
-Tensor forward_cuda(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path, bool allow_tf32) {
-  const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, kNoArgmax);
+Tensor forward_cuda(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path, bool allow_tf32,
+                    int64_t longest_query) {
+  BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, kNoArgmax);
+  if (longest_query >= 0) bound.problem.longest_query = longest_query;
   Tensor scores = new_scores(bound, queries);
   run_forward_cuda(bound, path, allow_tf32, queries, scores, nullptr);
   return scores;

@@ -111,7 +111,8 @@ void MetalBuffers::run(const metal_backend::Plan& plan, const Tensor& on) {
   metal_backend::encode(plan, buffers_);
 }
 
-Tensor forward_mps(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path, bool /*allow_tf32*/) {
+Tensor forward_mps(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path, bool /*allow_tf32*/,
+                   int64_t /*longest_query*/) {
   require_path(path);
   const BoundProblem bound = bind_problem({MAXSIM_PROBLEM_ARGUMENTS}, normalize, empty_score, kNoArgmax);
   Tensor scores = new_scores(bound, queries);

@@ -153,6 +153,7 @@ BoundProblem bind_problem(const ProblemArguments& a, bool normalize, double empt
   problem.normalize = normalize;
   problem.empty_score = static_cast<float>(empty_score);
   problem.argmax_width = argmax_width;
+  if (argmax_width != kNoArgmax) problem.longest_query = argmax_width;
   require(argmax_width >= 0 || argmax_width == kNoArgmax, "argmax_width must not be negative; got ", argmax_width);
   require(argmax_width == kNoArgmax || a.query_offsets || argmax_width == a.queries.size(1),
           "argmax_width must be the length of padded queries ", a.queries, "; got ", argmax_width);

@@ -23,7 +23,7 @@ template <auto* forward>
 maxsim::Tensor plain(const maxsim::Tensor& queries, const maxsim::Tensor& documents) {
   const maxsim::MaybeTensor none;
   return forward(queries, documents, none, none, none, none, none, none, none, none, /*normalize=*/false,
-                 /*empty_score=*/0.0, /*path=*/0, /*allow_tf32=*/false);
+                 /*empty_score=*/0.0, /*path=*/0, /*allow_tf32=*/false, /*longest_query=*/-1);
 }
 
 }  // namespace
@@ -33,7 +33,8 @@ maxsim::Tensor plain(const maxsim::Tensor& queries, const maxsim::Tensor& docume
   "document_lengths, Tensor? query_mask, Tensor? document_mask, Tensor? pair_queries, Tensor? pair_documents"
 
 STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
-  ops.def("forward(" MAXSIM_PROBLEM_SCHEMA ", bool normalize, float empty_score, int path, bool allow_tf32) -> Tensor");
+  ops.def("forward(" MAXSIM_PROBLEM_SCHEMA
+          ", bool normalize, float empty_score, int path, bool allow_tf32, SymInt longest_query=-1) -> Tensor");
   ops.def("forward_plain(Tensor queries, Tensor documents) -> Tensor");
   ops.def("forward_argmax(" MAXSIM_PROBLEM_SCHEMA
           ", bool normalize, float empty_score, int path, bool allow_tf32, SymInt argmax_width, int backward_mode) -> "

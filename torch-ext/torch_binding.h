@@ -68,10 +68,11 @@ BackwardTensors bind_backward(const BoundProblem& bound, const Tensor& grad_scor
   queries, documents, query_offsets, document_offsets, query_lengths, document_lengths, query_mask, document_mask, \
       pair_queries, pair_documents
 
-// The ops of one backend. `path` 0 chooses; `backward_mode` is the gradient's, carried by the forward for autograd.
+// The ops of one backend. `path` 0 chooses; `backward_mode` is the gradient's, carried by the forward for autograd. No
+// packed query is longer than `longest_query`, unless that is below zero.
 #define MAXSIM_DECLARE_OPS(device)                                                                                  \
   Tensor forward_##device(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, int64_t path,              \
-                          bool allow_tf32);                                                                         \
+                          bool allow_tf32, int64_t longest_query);                                                  \
   std::tuple<Tensor, Tensor> forward_argmax_##device(MAXSIM_PROBLEM_PARAMETERS, bool normalize, double empty_score, \
                                                      int64_t path, bool allow_tf32, int64_t argmax_width,           \
                                                      int64_t backward_mode);                                        \

@@ -73,7 +73,8 @@ def run(
         width = argmax_width(problem, longest, longest_name)
         return autograd.forward_argmax(*problem, normalize, empty_score, paths.forced, tf32, width, mode)
     if normalize or empty_score or paths.forced or tf32 or not _bare(problem):
-        return _kernels.forward(*problem, normalize, empty_score, paths.forced, tf32), None
+        bound = -1 if longest is None else longest
+        return _kernels.forward(*problem, normalize, empty_score, paths.forced, tf32, bound), None
     return _kernels.forward_plain(problem.queries, problem.documents), None
 
 

@@ -123,8 +123,8 @@ def maxsim_varlen(
         Q_packed, D_packed: ``[total tokens, d]``, segments one after another.
         cu_seqlens_q, cu_seqlens_d: int32 or int64 ``[segments + 1]``; segment i is the rows from entry i up to entry
             i + 1. They start at 0, never fall and end within the tokens; a segment may be empty.
-        max_seqlen_q: at least the longest query. Only a gradient needs it: without it an accelerator synchronises
-            once, and ``torch.compile`` raises.
+        max_seqlen_q: at least the longest query; on CUDA a longer one scores NaN. Only a gradient needs it: without it
+            an accelerator synchronises once, and ``torch.compile`` raises. Many queries score faster with it on CUDA.
         max_seqlen_d: at least the longest document; nothing needs it.
         validate: check the values of offsets on an accelerator too, which synchronises. On the CPU they always are.
             Wrong offsets that nobody checked give wrong scores, but no access outside the tensors.
