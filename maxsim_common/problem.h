@@ -121,7 +121,7 @@ struct Problem {
   bool normalize = false;
   float empty_score = 0.f;
   int64_t argmax_width = kNoArgmax;   // int32 slots per pair
-  int64_t longest_query = INT64_MAX;  // tokens that a packed query may have; an accelerator scores a longer one NaN
+  int64_t longest_query = INT64_MAX;  // tokens that a packed query may have; CUDA scores a longer one NaN
 };
 
 // 1 / max(norm, eps) with torch.nn.functional.normalize's eps.

@@ -48,7 +48,7 @@ __device__ __forceinline__ void fma_pair(const Problem& problem, const Documents
   const Segments& d_side = problem.documents;
   const PairIds ids = pair_ids(problem, pair);
   const Span query = span_of(q_side, ids.query), document = span_of(d_side, ids.document);
-  const bool valid = query.valid && document.valid && (!kArgmax || query.length <= problem.argmax_width);
+  const bool valid = query.valid && document.valid && query.length <= problem.longest_query;
   __syncthreads();
   if (thread == 0) shared.any_token = 0;
   __syncthreads();

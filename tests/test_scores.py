@@ -99,6 +99,24 @@ def test_many_ragged_documents_of_a_batch(maxsim, path, lengths, dtypes):
     assert torch.equal(few.score(few.queries, few.documents), scores[:, 5:31])
 
 
+@pytest.mark.parametrize("bound", [32, 40])
+@pytest.mark.parametrize("dim", [40, 128, 200])
+@pytest.mark.parametrize("layout, name", [(helpers.varlen, "max_seqlen_q"), (helpers.listed, "max_q_len")])
+def test_a_query_longer_than_promised(maxsim, path, layout, name, dim, bound):
+    """Found where offsets can be read; on CUDA it scores NaN, and no other query does."""
+    batch = Batch.random([3, 32, 70, 20], [4, 9, 1, 150], dim, device=path.device)
+    laid = layout(maxsim, batch)
+    if path.device == "cpu":
+        with pytest.raises(ValueError, match=f"{name} must be at least 70"):
+            laid.score(laid.queries, laid.documents, **{name: bound})
+        return
+    scores, whole = laid.score(laid.queries, laid.documents, **{name: bound}), laid.score(laid.queries, laid.documents)
+    longer = torch.tensor([pair[0] == 2 for pair in laid.pairs], device=path.device).view(scores.shape)
+    if path.device == "cuda":
+        whole = whole.masked_fill(longer, torch.nan)
+    assert torch.allclose(scores, whole, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtypes", SAME_DTYPES, ids=dtype_id)
 @pytest.mark.parametrize(
     "query_tokens, dim, tokens",
