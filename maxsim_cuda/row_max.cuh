@@ -354,7 +354,9 @@ __device__ __forceinline__ void take_own_products(const float (&c)[kCount], RowS
   if (full ? take_maxima(c, row, tokens, 0, EveryColumn{}, ColumnScale<false>{})
            : take_own_maxima<kContinues, kEights>(c, row, own))
     return;
-  const uint32_t counts = full ? ~0u : own;
+  uint32_t counts = full ? ~0u : own;
+  // Else the predicates from above are kept for this rare case, and take as many operations as the maxima.
+  if (kEights) asm("" : "+r"(counts));
 #pragma unroll
   for (int i = 0; i < kCount / 2; ++i)
     if (counts >> i & 1)

@@ -198,27 +198,24 @@ struct Sm90Consumer {
   __device__ __forceinline__ void take_joined(int stage, int flags, bool skips) {
     if (!(__shfl_sync(~0u, flags, 0) & StageInfo::kAnyToken)) return;
     const StageInfo& info = shared.stages[stage];
-    const int ends = first_lanes(info.last_eight);
     const auto bound = [&](int k) { return *(reinterpret_cast<const uint32_t*>(&shared.bounds[stage][k]) + lane % 4); };
-    const bool eights = __shfl_sync(~0u, flags, 0) & StageInfo::kEights;
+    if (__shfl_sync(~0u, flags, 0) & StageInfo::kEights) {
+      const uint32_t met = bound(1), all = bound(2);
+      if (!skips) take_own_products<true, true>(products[0], rows[0], TileTokens{}, false, met);
+      closing = rows[0];
+      rows[0].reset();
+      if (!skips) take_own_products<true, true>(products[0], rows[0], TileTokens{}, false, all & ~met);
+      return;
+    }
+    const int ends = first_lanes(info.last_eight);
     uint32_t met = bound(0);
     for (int k = 0;; ++k) {
       const uint32_t until = bound(k + 1);
-      if (!skips) {
-        if (eights)
-          take_own_products<true, true>(products[0], rows[0], TileTokens{}, false, until & ~met);
-        else
-          take_own_products<true>(products[0], rows[0], TileTokens{}, false, until & ~met);
-      }
+      if (!skips) take_own_products<true>(products[0], rows[0], TileTokens{}, false, until & ~met);
       if (k == ends) return;
       met = until;
-      if (eights) {
-        closing = rows[0];
-        rows[0].reset();
-      } else {
-        any_token = true;
-        hand_over(static_cast<Target>(info.target) + k, k + 1 == ends ? flags & StageInfo::kRelease : 0);
-      }
+      any_token = true;
+      hand_over(static_cast<Target>(info.target) + k, k + 1 == ends ? flags & StageInfo::kRelease : 0);
     }
   }
 
