@@ -180,12 +180,12 @@ void launch_shortest(const ForwardArgs& args, cudaStream_t stream) {
       if (dense(args.problem)) return launch<Sm90Dense<C>, T, kArgmax, kColumns>(args, stream);
   } else if constexpr (kColumns == Columns::plain) {
     if constexpr (C::kAtoms == 2) {
-      // Tiles that waste nothing pay where arithmetic bounds; beside winners they have no registers.
-      constexpr bool kThrifty = C::kGroups == 4 && !kArgmax;
+      // To multiply no column in vain pays where arithmetic bounds; beside winners there are no registers for it.
+      constexpr bool kSpares = C::kGroups == 4 && !kArgmax;
       if (args.problem.documents.dim == 2 * kAtom<T>) {
         if (dense(args.problem)) return launch<Sm90Dense<C, true>, T, kArgmax, kColumns>(args, stream);
-        if (packed(args.problem)) return launch<Sm90Packed<C, kThrifty>, T, kArgmax, kColumns>(args, stream);
-        if (marked(args.problem)) return launch<Sm90Marked<C, kThrifty ? 64 : 0>, T, kArgmax, kColumns>(args, stream);
+        if (packed(args.problem)) return launch<Sm90Packed<C, kSpares>, T, kArgmax, kColumns>(args, stream);
+        if (marked(args.problem)) return launch<Sm90Marked<C, kSpares ? 64 : 0>, T, kArgmax, kColumns>(args, stream);
       }
     }
     if (dense(args.problem)) return launch<Sm90Dense<C>, T, kArgmax, kColumns>(args, stream);
