@@ -62,8 +62,10 @@ struct alignas(16) StageInfo {
   int32_t first_token;
   int64_t target;  // cross: the document; else the pair
   uint32_t bits[5];
-  int32_t last_eight;  // where the last eight tokens of the tile begin, counted from its first
-  int32_t skipped;     // bytes that were copied before the tile's, to begin at a multiple of 16
+  // Where the last eight tokens of the tile begin, counted from its first; or how many of the documents that share it
+  // end in it.
+  int32_t last_eight;
+  int32_t skipped;  // bytes that were copied before the tile's, to begin at a multiple of 16
 };
 
 // A block of query rows.

@@ -1,5 +1,5 @@
-// Producer of the Hopper forward for packed documents under no mask: how long each is has to be looked up, and nothing
-// else. A short call waits for its instructions, and a copy brings whole tiles of 256-byte rows.
+// Producers of the Hopper forward for packed documents under no mask: how long each is has to be looked up, and nothing
+// else but queries. A short call waits for its instructions, and a copy brings whole tiles of 256-byte rows.
 #pragma once
 
 #include "sm90_feed.cuh"
@@ -70,7 +70,7 @@ struct Sm90PackedProducer : Sm90Feed<C, T, kColumns> {
 
   bool new_queries = true;
   int ahead = 32;           // lanes whose documents have been met
-  int row = 0, length = 0;  // of the document that this lane has looked up; below zero where its offsets are no good
+  int row = 0, length = 0;  // of the document that this lane has looked up; -1 long where its offsets are no good
 
   __device__ __forceinline__ void run() {
     const Sm90Args& args = this->args;
