@@ -17,7 +17,7 @@ struct ForwardArgs {
   double* partials;     // sums of blocks: [documents][block_count] (cross) or [pairs][chunks] of this launch; or null
   int32_t* arrivals;    // blocks done, of each pair of this launch; zero at launch
   const int2* blocks;   // (query, chunk) of each block of packed queries; blocks[-1].x counts them. Null when padded,
-                        // or one query, or one block each.
+                        // or where as many are reserved for each.
   int64_t block_count;  // at most
   int32_t chunks;       // blocks a query can have
   int64_t first;        // first document (cross) or pair (else) of this launch
@@ -31,12 +31,14 @@ __device__ __forceinline__ int64_t block_count(const ForwardArgs& args) {
   return args.blocks ? args.blocks[-1].x : args.block_count;
 }
 
-// Query blocks that meet one document: all of a cross product, else those of an average query.
+// Query blocks that meet one document: all of a cross product, else those of one query. Of a list that the device
+// makes, as many as if all queries were of average length.
 inline int64_t blocks_per_document(const ForwardArgs& args) {
   const Segments& queries = args.problem.queries;
-  if (args.problem.pairing == Pairing::cross) return args.block_count;
-  return ceil_div(queries.packed() && queries.count ? ceil_div(queries.extent, queries.count) : queries.extent,
-                  kBlockTokens);
+  const bool cross = args.problem.pairing == Pairing::cross;
+  if (cross && !args.blocks) return args.block_count;
+  const int64_t length = queries.packed() && queries.count ? ceil_div(queries.extent, queries.count) : queries.extent;
+  return ceil_div(length, kBlockTokens) * (cross ? queries.count : 1);
 }
 
 // The tokens of one piece of a document: whole tiles of kColumns. Where there are no more, `from` is not below `to`.

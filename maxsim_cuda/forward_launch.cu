@@ -71,13 +71,19 @@ struct Layout {
   int64_t per_launch;
 };
 
+// Whether the blocks of packed queries have to be listed: else as many are reserved for each query, as if it were
+// padded, which takes no more of them than a list has to have room for.
+bool lists_blocks(const Segments& queries, int64_t chunks) {
+  return queries.packed() && queries.count * chunks > queries.extent / kBlockTokens + queries.count;
+}
+
 // Whether all blocks of a query pass one warp, one after the other or side by side, so that their sums need no memory.
-// On Hopper: those of a candidate do, and of a padded query of a cross product where every tile shape that meets so
-// many blocks takes a multiple of them. Long rows may have to take mma.sync after all, where only padded problems do.
+// On Hopper: those of a candidate do, and of a query of a cross product where every tile shape that meets so many
+// blocks takes a multiple of them. Long rows may have to take mma.sync after all, where only padded problems do.
 bool sums_together(const Problem& problem, Path path, int64_t chunks) {
   if (path != Path::sm90) return mma_sums_together(problem, chunks);
   if (sm90_takes_deep(problem)) return false;
-  return problem.pairing != Pairing::cross || (!problem.queries.packed() && (chunks == 2 || chunks == 4));
+  return problem.pairing != Pairing::cross || (!lists_blocks(problem.queries, chunks) && (chunks == 2 || chunks == 4));
 }
 
 Layout lay_out(const Problem& problem, Path path) {
@@ -87,8 +93,7 @@ Layout lay_out(const Problem& problem, Path path) {
   out.chunks = std::max<int64_t>(1, ceil_div(std::min(queries.extent, problem.longest_query), kBlockTokens));
   out.items = out.cross ? problem.documents.count : problem.pairs;
   out.block_count = queries.count * out.chunks;
-  // Blocks of a single query, and of queries that have no more than one, are numbered as if they were padded.
-  if (queries.packed() && queries.count > 1 && out.chunks > 1) {
+  if (lists_blocks(queries, out.chunks)) {
     out.block_count = queries.extent / kBlockTokens + queries.count;
     if (out.cross) out.table_bytes = ceil_div((out.block_count + 1) * sizeof(int2), 256) * 256;
   }
