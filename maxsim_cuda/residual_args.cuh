@@ -17,8 +17,8 @@ struct StreamPlan {
   float* factors;           // of query rows
   uint32_t* kept;           // rows of each query block that count
   int32_t* valid;           // whether a block's query is one
-  uint32_t* entries;        // of the look-up table of weights, one of each; with similarities, for each group
-  float* units;             // what weights are multiplied by, likewise
+  uint32_t* entries;        // with similarities: of the look-up table of weights, one of each
+  float* units;             // with similarities: what products are multiplied by, for each group
   uint4* table;             // similarities of every centroid with each group's queries (residual_table.cuh), or null
   int32_t groups, warps;    // of queries; for each group
   int32_t prologue_blocks;

@@ -46,23 +46,34 @@ struct QueryShare {
 // what is added to all rows' products must not outweigh those of the shortest.
 constexpr float kMostLength = 1.5f;  // and half of it at least: the usual length of 1 stays
 
+// What is loaded of it, if it can be 16 bytes at a time. Nobody has to wait for it before it becomes a share.
 template <class E>
-__device__ __forceinline__ QueryShare load_query_share(const Segments& side, const Span& span, int token,
-                                                       bool normalize, bool inside) {
+struct RawQueryShare {
+  bool whole;
+  uint4 chunks[kChunks];
+
+  __device__ __forceinline__ void load(const Segments& side, const Span& span, int token, bool inside) {
+    const auto* plain =
+        static_cast<const E*>(side.data) + span.begin + token * side.token_stride + threadIdx.x % 4 * kChunk8;
+    const bool is_e = side.dtype == (std::is_same<E, __half>::value ? DType::f16 : DType::bf16);
+    whole =
+        is_e && side.feature_stride == 1 && side.dim == kMaxResidualDim && reinterpret_cast<uintptr_t>(plain) % 16 == 0;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c)
+      chunks[c] = whole && inside ? __ldg(reinterpret_cast<const uint4*>(plain + 32 * c)) : make_uint4(0, 0, 0, 0);
+  }
+};
+
+template <class E>
+__device__ __forceinline__ QueryShare query_share(const RawQueryShare<E>& raw, const Segments& side, const Span& span,
+                                                  int token, bool normalize, bool inside) {
   const int first = threadIdx.x % 4 * kChunk8;
   float values[kShare];
   float largest = 0.f, square = 0.f;
-  const int64_t row = span.begin + token * side.token_stride;
-  const auto* plain = static_cast<const E*>(side.data) + row + first;
-  const bool is_e = side.dtype == (std::is_same<E, __half>::value ? DType::f16 : DType::bf16);
-  if (is_e && side.feature_stride == 1 && side.dim == kMaxResidualDim && reinterpret_cast<uintptr_t>(plain) % 16 == 0) {
-    uint4 chunks[kChunks];
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c)
-      chunks[c] = inside ? __ldg(reinterpret_cast<const uint4*>(plain + 32 * c)) : make_uint4(0, 0, 0, 0);
+  if (raw.whole) {
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
-      const uint32_t words[4] = {chunks[c].x, chunks[c].y, chunks[c].z, chunks[c].w};
+      const uint32_t words[4] = {raw.chunks[c].x, raw.chunks[c].y, raw.chunks[c].z, raw.chunks[c].w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float2 two = Pair<E>::unpack(words[i]);
@@ -70,6 +81,7 @@ __device__ __forceinline__ QueryShare load_query_share(const Segments& side, con
       }
     }
   } else {
+    const int64_t row = span.begin + token * side.token_stride;
 #pragma unroll
     for (int k = 0; k < kShare; ++k) {
       const int feature = k / kChunk8 * 32 + first + k % kChunk8;
@@ -100,6 +112,14 @@ __device__ __forceinline__ QueryShare load_query_share(const Segments& side, con
 #pragma unroll
   for (int k = 0; k < kShare; k += 2) share.pairs[k / 2] = Pair<E>::pack(values[k] * further, values[k + 1] * further);
   return share;
+}
+
+template <class E>
+__device__ __forceinline__ QueryShare load_query_share(const Segments& side, const Span& span, int token,
+                                                       bool normalize, bool inside) {
+  RawQueryShare<E> raw;
+  raw.load(side, span, token, inside);
+  return query_share(raw, side, span, token, normalize, inside);
 }
 
 // What is left of a block of 32 query rows beside its operands: the factor of the row whose number is the lane's, and

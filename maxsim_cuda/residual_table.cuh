@@ -12,8 +12,9 @@ namespace cuda {
 // largest possible as far from it as a power of two takes it.
 struct SimilarityScale {
   static constexpr float kZero = 5.f, kMost = 2.98f;
-  float up;
+  float up = 1.f;
 
+  SimilarityScale() = default;
   __device__ __forceinline__ SimilarityScale(float longest_query, float longest_centroid, float multiplier) {
     const float largest = longest_query * longest_centroid / multiplier;
     up = exp2f(static_cast<float>(largest > 0.f ? -min(100, max(-100, ilogbf(largest))) : 0));
@@ -41,8 +42,7 @@ struct PackedShare {
     if constexpr (kBits == 1) {
       words[0] = __ldg(reinterpret_cast<const uint32_t*>(from));
     } else if constexpr (kBits == 2) {
-      const uint2 two = __ldg(reinterpret_cast<const uint2*>(from));
-      words[0] = two.x, words[1] = two.y;
+      asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(from));
     } else {
 #pragma unroll
       for (int i = 0; i < kBits / 4; ++i) {

@@ -41,13 +41,14 @@ struct Weight {
     __syncthreads();
   }
 
-  // For all of them, by the whole block of threads, of which each tries one.
-  static __device__ float shared_multiplier(const Residuals& index, uint64_t* scratch) {
+  // For all of them, by the whole block of threads, of which each tries one. `own` is the weight of the bucket whose
+  // number is the lane's, from 0 again behind the last.
+  static __device__ float shared_multiplier(float own, uint64_t* scratch) {
     static_assert(kResidualThreads == 128, "a candidate a thread");
     if (kBits == 8) return 1.f;  // so many weights differ in what suits them
     float off = 0.f;
     for (int bucket = 0; bucket < 1 << kBits; ++bucket) {
-      const float weight = load_element(index.weights, index.weight_type, bucket), m = candidate(threadIdx.x);
+      const float weight = __shfl_sync(~0u, own, bucket), m = candidate(threadIdx.x);
       const float e = fmaf(rounded(weight / m), m, -weight);
       off = fmaf(e, e, off);
     }
@@ -71,19 +72,27 @@ struct Lookup {
 
   static constexpr int kWords = kEntry / 4;
 
-  // What a byte stands for; `shared` is the multiplier of all weights where they share one, `best` the products else.
+  // The weight of the bucket whose number is the lane's, from 0 again behind the last.
+  static __device__ __forceinline__ float own_weight(const Residuals& index) {
+    return load_element(index.weights, index.weight_type, threadIdx.x % (1 << kBits));
+  }
+
+  // What a byte stands for, by whole warps that have their own_weight(); `shared` is the multiplier of all weights
+  // where they share one, `best` the products else.
   template <class E>
-  static __device__ __forceinline__ void entry_of(int byte, const Residuals& index, float shared,
+  static __device__ __forceinline__ void entry_of(int byte, const Residuals& index, float own, float shared,
                                                   const Weight<E, kBits, kShared>* best, uint32_t (&entry)[kWords]) {
     using W = Weight<E, kBits, kShared>;
     if constexpr (kShared) {
+      const float value = own / shared;
 #pragma unroll
       for (int word = 0; word < kWords; ++word) {
-        float values[2];
+        float values[2] = {};
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int shift = (2 * word + e) * kBits, bucket = byte >> shift & ((1 << kBits) - 1);
-          values[e] = shift < 8 ? load_element(index.weights, index.weight_type, bucket) / shared : 0.f;
+        for (int e = 0; e < 2 && (2 * word + e) * kBits < 8; ++e) {
+          const int bucket = byte >> (2 * word + e) * kBits & ((1 << kBits) - 1);
+          values[e] = kBits < 8 ? __shfl_sync(~0u, value, bucket)
+                                : load_element(index.weights, index.weight_type, bucket) / shared;
         }
         entry[word] = Pair<E>::pack(values[0], values[1]);
       }
@@ -112,45 +121,41 @@ struct Lookup {
     }
   }
 
-  // Returns the multiplier of all weights, where they share one.
+  static constexpr int kSharing = kLookupRow / 16;  // threads that write a row
+  static __device__ __forceinline__ void write_piece(unsigned char* table, int piece, const uint32_t (&entry)[kWords]) {
+    reinterpret_cast<uint4*>(table)[piece] =
+        make_uint4(entry[0], entry[1 % kWords], entry[2 % kWords], entry[3 % kWords]);
+  }
+
+  // Returns the multiplier of all weights, where they share one. The whole table at once, 16 bytes a thread, side by
+  // side.
   template <class E>
   static __device__ float build(unsigned char* table, const Residuals& index) {
+    const float own = own_weight(index);
     float shared = 1.f;
     if constexpr (kShared)
-      shared = Weight<E, kBits, kShared>::shared_multiplier(index, reinterpret_cast<uint64_t*>(table));
+      shared = Weight<E, kBits, kShared>::shared_multiplier(own, reinterpret_cast<uint64_t*>(table));
     const auto* best = products<E>(index);
-    for (int byte = threadIdx.x; byte < 256; byte += blockDim.x) {
+#pragma unroll 4
+    for (int piece = threadIdx.x; piece < kLookupBytes / 16; piece += kResidualThreads) {
       uint32_t entry[kWords];
-      entry_of<E>(byte, index, shared, best, entry);
-      fill_row(reinterpret_cast<uint32_t*>(table), byte, entry);
+      entry_of<E>(piece / kSharing, index, own, shared, best, entry);
+      write_piece(table, piece, entry);
     }
     return shared;
   }
 
-  // The whole table, of entries that are one behind another: 16 bytes a thread at a time, side by side. Everything is
-  // asked for before anything is waited for.
+  // The same of entries that are one behind another in memory. Everything is asked for before anything is waited for.
   static __device__ __forceinline__ void fill(unsigned char* table, const uint32_t* entries) {
-    constexpr int kPieces = kLookupBytes / 16 / kResidualThreads, kSharing = kLookupRow / 16;  // threads a row
+    constexpr int kPieces = kLookupBytes / 16 / kResidualThreads;
     uint32_t entry[kPieces][kWords];
 #pragma unroll
-    for (int piece = 0; piece < kPieces; ++piece)
+    for (int i = 0; i < kPieces; ++i)
 #pragma unroll
       for (int word = 0; word < kWords; ++word)
-        entry[piece][word] = entries[(piece * (kResidualThreads / kSharing) + threadIdx.x / kSharing) * kWords + word];
+        entry[i][word] = entries[(i * kResidualThreads + threadIdx.x) / kSharing * kWords + word];
 #pragma unroll
-    for (int piece = 0; piece < kPieces; ++piece)
-      reinterpret_cast<uint4*>(table)[piece * kResidualThreads + threadIdx.x] =
-          make_uint4(entry[piece][0], entry[piece][1 % kWords], entry[piece][2 % kWords], entry[piece][3 % kWords]);
-  }
-
-  // Each thread starts at another word, so that threads of a warp do not meet in a bank.
-  static __device__ __forceinline__ void fill_row(uint32_t* words, int byte, const uint32_t (&entry)[kWords]) {
-#pragma unroll 4
-    for (int i = 0; i < kCopies; ++i) {
-      const int copy = (i + threadIdx.x) % kCopies;
-#pragma unroll
-      for (int word = 0; word < kWords; ++word) words[byte * (kLookupRow / 4) + copy * kWords + word] = entry[word];
-    }
+    for (int i = 0; i < kPieces; ++i) write_piece(table, i * kResidualThreads + threadIdx.x, entry[i]);
   }
 
   // This lane's copy within a row. Opaque, so that it stays one value in a register.

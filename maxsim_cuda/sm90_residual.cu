@@ -40,7 +40,7 @@ StreamPlan stream_plan(const Residuals& r, const StreamGrid& grid, char* workspa
   take(plan.factors, blocks * 32);
   take(plan.kept, blocks);
   take(plan.valid, blocks);
-  take(plan.entries, grid.groups * 256 * 4);
+  take(plan.entries, grid.table ? 256 * 4 : 0);
   take(plan.units, grid.groups);
   take(plan.table, grid.table ? grid.groups * r.centroid_count * 4 : 0);
   if (bytes) *bytes = used;
@@ -66,7 +66,7 @@ StreamGrid sm90_residual_grid(const Problem& problem, const Residuals& r, int64_
   const int per_sm = grid.width > 1 ? Sm90Residual<kStreamBlocks, 2>::kPerSm : Sm90Residual<1, 2>::kPerSm;
   const int64_t resident = std::max<int64_t>(1, int64_t{per_sm} * sms / groups);
   grid.blocks = std::max<int64_t>(1, std::min(resident, ceil_div(documents.extent, kLeastPart * kResidualWarps)));
-  const int64_t wanted = grid.table ? ceil_div(r.centroid_count, 16 * kResidualWarps)
+  const int64_t wanted = grid.table ? ceil_div(r.centroid_count, 16 * kResidualWarps) + 1
                                     : std::max(groups * grid.width, ceil_div(documents.count, kResidualThreads));
   grid.prologue =
       std::max<int64_t>(1, std::min<int64_t>(wanted, int64_t{kProloguePerSm} * sms / (grid.table ? groups : 1)));

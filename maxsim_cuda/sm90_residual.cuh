@@ -27,9 +27,9 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90Residual<kBlocks, kBits>
   const int number = blockIdx.x * kResidualWarps + warp;
   const StreamParts parts(side, plan.warps, 1);
 
+  const float multiplier = Table::template build<E>(lookup, args.index);
   asm volatile("griddepcontrol.wait;" ::: "memory");
   const int32_t document = __ldcg(plan.first_document + number);
-  const float multiplier = __ldcg(plan.units);
   bool out_of_order = false;
   for (int i = threadIdx.x; i < plan.prologue_blocks; i += kResidualThreads)
     out_of_order |= __ldcg(plan.out_of_order + i) != 0;
@@ -38,13 +38,6 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90Residual<kBlocks, kBits>
 #pragma unroll 4
   for (int i = threadIdx.x; i < kBlocks * kChunksPerBlock; i += kResidualThreads)
     reinterpret_cast<uint4*>(staged)[i] = __ldcg(columns_from + i);
-#pragma unroll
-  for (int byte = threadIdx.x; byte < 256; byte += kResidualThreads) {
-    uint32_t entry[Table::kWords];
-#pragma unroll
-    for (int word = 0; word < Table::kWords; ++word) entry[word] = __ldcg(plan.entries + byte * Table::kWords + word);
-    Table::fill_row(reinterpret_cast<uint32_t*>(lookup), byte, entry);
-  }
   for (int i = threadIdx.x; i < kBlocks * 32; i += kResidualThreads)
     shared.factors[i / 32][i % 32] = __ldcg(plan.factors + int64_t{blockIdx.y} * kBlocks * 32 + i);
   if (threadIdx.x < kBlocks) {

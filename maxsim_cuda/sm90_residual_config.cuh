@@ -28,7 +28,7 @@ struct Sm90Residual {
   static constexpr bool kPrefetch = kBits > 2 || kBlocks > 1;
 };
 
-// Of similarities: at 164 to 168 registers 64 are rows of two steps, one of which is multiplied while the next is
+// Of similarities: at 160 to 168 registers 64 are rows of two steps, one of which is multiplied while the next is
 // looked up.
 struct Sm90ResidualTable {
   static constexpr int kPerSm = 3;

@@ -78,13 +78,12 @@ struct Sm90ResidualScores {
 #pragma unroll
       for (int b = 0; b < kBlocks; ++b) __stcg(slot(number, behind) + 32 * b, shared.split[warp][behind][b][lane]);
     }
-    __threadfence();
     __syncwarp();
     int before = -1;
-    if (lane < 2 && (lane ? documents[1] : documents[0]) >= 0)
-      before =
-          atomicAdd(args.stream.arrivals + int64_t{blockIdx.y} * args.stream.warps + (lane ? first[1] : first[0]), 1);
-    __threadfence();
+    if (lane < 2 && (lane ? documents[1] : documents[0]) >= 0) {
+      int32_t* arrivals = args.stream.arrivals + int64_t{blockIdx.y} * args.stream.warps + (lane ? first[1] : first[0]);
+      asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(arrivals) : "memory");
+    }
 #pragma unroll
     for (int behind = 0; behind < 2; ++behind) {
       if (documents[behind] < 0 || __shfl_sync(~0u, before, behind) != last[behind] - first[behind]) continue;

@@ -11,7 +11,7 @@ namespace maxsim {
 namespace cuda {
 
 // What a lane has of 16 tokens, two of them: `code` and `inverse` of the step that comes after next, `packed` of the
-// next one.
+// next one. All loads stand where they are written: what is asked for a little later is waited for a little longer.
 template <int kBits, int kCode>
 struct StoredTokens {
   StreamCode<kCode> code[2];
@@ -22,7 +22,7 @@ struct StoredTokens {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       code[j].load(codes, row + int64_t{8 * j});
-      inverse[j] = __ldg(inverse_norms + row + int64_t{8 * j});
+      asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(inverse[j]) : "l"(inverse_norms + row + int64_t{8 * j}));
     }
   }
   __device__ __forceinline__ void load_packed(const unsigned char* bytes, int32_t row) {
@@ -35,7 +35,10 @@ struct StoredTokens {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const bool known = code[j].known(limit);
-      similarities[j] = __ldcg(table + 4 * uint64_t{known ? code[j].low : 0});
+      uint4& four = similarities[j];
+      asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w)
+                   : "l"(table + 4 * uint64_t{known ? code[j].low : 0}));
       factors[j] = known ? inverse[j] * unit : __int_as_float(0x7fc00000);
     }
   }
@@ -70,10 +73,10 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90ResidualTable::kPerSm)
   const float* inverse_norms = args.index.inverse_norms + token;
   const unsigned char* bytes = args.index.bytes + (4 * token + lane % 4) * (4 * kBits);
   asm volatile("" : "+l"(codes.data), "+l"(inverse_norms), "+l"(bytes));
-  StoredTokens<kBits, kCode> tokens, after;
-  tokens.load_codes(codes, inverse_norms, row_of(0));
+  StoredTokens<kBits, kCode> tokens, begin;
+  begin.load_codes(codes, inverse_norms, row_of(0));
   tokens.load_packed(bytes, row_of(0));
-  after.load_codes(codes, inverse_norms, row_of(1));
+  tokens.load_codes(codes, inverse_norms, row_of(1));
   for (int i = 1; i < Sm90ResidualTable::kAhead; ++i) lines.prefetch(row_of(i));
 
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -88,7 +91,7 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90ResidualTable::kPerSm)
     const int chunk = i * kResidualThreads + threadIdx.x;
     reinterpret_cast<uint4*>(staged)[chunk] = plan.columns[group * kChunksPerBlock + chunk];
   }
-  Table::fill(lookup, plan.entries + group * 256 * Table::kWords);
+  Table::fill(lookup, plan.entries);
   if (threadIdx.x < 32) shared.factors[0][lane] = __ldcg(plan.factors + group * 32 + lane);
   if (threadIdx.x == 0) shared.kept[0] = __ldcg(plan.kept + group), shared.valid[0] = __ldcg(plan.valid + group);
   const uint4* const table = plan.table + 4 * group * args.index.centroid_count + lane % 4;
@@ -96,7 +99,9 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90ResidualTable::kPerSm)
   const uint32_t limit = StreamCode<kCode>::limit(args.index);
   uint4 similarities[2];
   float factors[2][2];  // of this step and the next
-  tokens.gather(table, limit, unit, similarities, factors[0]);
+  begin.gather(table, limit, unit, similarities, factors[0]);
+  TokenStream stream(side, parts.part(number, document, side.count));
+  stream.look();
   ptx::fence_async_proxy();
   if (__syncthreads_or(out_of_order)) {  // which leaves nothing to share out
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * kResidualThreads + threadIdx.x; i < side.count;
@@ -104,8 +109,6 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90ResidualTable::kPerSm)
       args.scores[group * side.count + i] = __int_as_float(0x7fc00000);
     return;
   }
-  TokenStream stream(side, parts.part(number, document, side.count));
-  stream.look();
   const auto advance = [&] {
     if (!stream.advance()) stream.row = stream.end = INT32_MAX;
   };
@@ -118,9 +121,14 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90ResidualTable::kPerSm)
   columns[0].reset();
   uint32_t rows[2][kSteps][4];
   float c[16];
-  const auto multiply = [&](const uint32_t (&of)[kSteps][4]) {
+  // Of step i. What its successors need is asked for before its products: to issue these is to wait for three warps.
+  const auto multiply = [&](int i, const uint32_t (&of)[kSteps][4], float (&next_factors)[2]) {
     asm volatile("" : "+r"(operand));  // else its sums with all offsets wait in registers
     start_products(similarities, c);
+    tokens.gather(table, limit, unit, similarities, next_factors);
+    tokens.load_packed(bytes, row_of(i + 1));
+    tokens.load_codes(codes, inverse_norms, row_of(i + 2));
+    lines.prefetch(row_of(i + Sm90ResidualTable::kAhead));
     ptx::wgmma_fence();
 #pragma unroll
     for (int s = 0; s < kSteps; ++s)
@@ -128,17 +136,12 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90ResidualTable::kPerSm)
     ptx::wgmma_commit();
   };
   weights_of<kBits>(tokens.packed, own, rows[0]);
-  multiply(rows[0]);
-  tokens.load_packed(bytes, row_of(1));
-  after.gather(table, limit, unit, similarities, factors[1]);
-  tokens.load_codes(codes, inverse_norms, row_of(2));
+  multiply(0, rows[0], factors[1]);
 
   // Step i ends, while its successor waits to be multiplied and what comes behind that is on its way.
   const auto step = [&](int i, auto parity) {
     constexpr int kNow = decltype(parity)::value, kNext = 1 - kNow;
     weights_of<kBits>(tokens.packed, own, rows[kNext]);
-    tokens.load_packed(bytes, row_of(i + 2));
-    lines.prefetch(row_of(i + Sm90ResidualTable::kAhead));
     ptx::wgmma_wait<0>();
     ptx::wgmma_settled(c);
     for (auto& of : rows[kNow]) ptx::wgmma_read(of);
@@ -160,9 +163,7 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90ResidualTable::kPerSm)
       }
     }
     if (i + 1 == steps) return false;
-    multiply(rows[kNext]);
-    tokens.gather(table, limit, unit, similarities, factors[kNow]);
-    tokens.load_codes(codes, inverse_norms, row_of(i + 3));
+    multiply(i + 1, rows[kNext], factors[kNow]);
     return true;
   };
   for (int i = 0;; i += 2) {
