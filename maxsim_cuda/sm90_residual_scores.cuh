@@ -84,12 +84,15 @@ struct Sm90ResidualScores {
       int32_t* arrivals = args.stream.arrivals + int64_t{blockIdx.y} * args.stream.warps + (lane ? first[1] : first[0]);
       asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(arrivals) : "memory");
     }
+    __syncwarp();
 #pragma unroll
     for (int behind = 0; behind < 2; ++behind) {
       if (documents[behind] < 0 || __shfl_sync(~0u, before, behind) != last[behind] - first[behind]) continue;
       float best[kBlocks];
 #pragma unroll
       for (int b = 0; b < kBlocks; ++b) best[b] = -INFINITY;
+      constexpr int kAtOnce = kBlocks > 1 ? 1 : 8;  // on their way: a long document has many parts
+#pragma unroll kAtOnce
       for (int other = first[behind]; other <= last[behind]; ++other)
 #pragma unroll
         for (int b = 0; b < kBlocks; ++b)
