@@ -99,6 +99,26 @@ def test_many_ragged_documents_of_a_batch(maxsim, path, lengths, dtypes):
     assert torch.equal(few.score(few.queries, few.documents), scores[:, 5:31])
 
 
+@pytest.mark.parametrize("dim", [40, 128])
+@pytest.mark.parametrize(
+    "bound, lengths",
+    [(64, (64, 40, 63, 33)), (128, (128, 97, 100, 128, 120)), (100, (100,)), (256, (256, 230)), (64, (64, 70, 40, 60))],
+)
+def test_packed_queries_of_several_blocks(maxsim, path, bound, lengths, dim):
+    """As many blocks for each as the longest may have, or as many as there are: the same scores, of whatever adds the
+    blocks' sums. One longer than promised is NaN on CUDA."""
+    batch = Batch.random(list(lengths), [9, 0, 150, *[40] * 20, 1, 300], dim, SAME_DTYPES[0], path.device)
+    laid = helpers.varlen(maxsim, batch)
+    scores = laid.score(laid.queries, laid.documents)
+    assert_scores(scores, laid, batch, tolerance(*SAME_DTYPES[0]))
+    longer = torch.tensor([length > bound for length in lengths], device=path.device)
+    if path.device != "cpu" or not longer.any():
+        bounded = laid.score(laid.queries, laid.documents, max_seqlen_q=bound)
+        if path.device == "cuda":
+            scores = scores.masked_fill(longer[:, None], torch.nan)
+        assert torch.allclose(bounded, scores, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("bound", [32, 40])
 @pytest.mark.parametrize("dim", [40, 128, 200])
 @pytest.mark.parametrize("layout, name", [(helpers.varlen, "max_seqlen_q"), (helpers.listed, "max_q_len")])
