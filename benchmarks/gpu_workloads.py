@@ -55,10 +55,16 @@ TRAIN = [
 
 # One that memory bounds and one that arithmetic bounds; every form is tried on both.
 BASES = [workload for workload in FORWARD if workload.name in ("text-long", "inbatch-128")]
+# And what leaves padding away, on others that padding costs most.
+RAGGED = [workload for workload in FORWARD if workload.name in ("text-short", "colpali-128q", "colqwen-train")]
 
 
 def _form(base: Workload, name: str, **changes: object) -> Workload:
     return replace(base, kind="forms", name=f"{base.name}-{name}", **changes)
+
+
+def _ragged_forms(base: Workload) -> list[Workload]:
+    return [_form(base, "varlen", layout="varlen"), _form(base, "masked", form="masked")]
 
 
 def _forms(base: Workload) -> list[Workload]:
@@ -71,8 +77,7 @@ def _forms(base: Workload) -> list[Workload]:
         _form(base, "bf16-fp16", document_dtype=FP16),
         _form(base, "fp32-bf16", dtype=FP32, document_dtype=BF16),
         *dims,
-        _form(base, "varlen", layout="varlen"),
-        _form(base, "masked", form="masked"),
+        *_ragged_forms(base),
         _form(base, "normalize", form="normalize"),
         # Winners are compared one by one, so that none may depend on rounding.
         _form(base, "argmax", form="argmax", unit=False),
@@ -83,12 +88,17 @@ def _forms(base: Workload) -> list[Workload]:
 _PADDED = _forward("rerank-400-plain", "own", 250, 400, 32, 300, kind="forms")
 _LISTED = replace(_PADDED, name="rerank-400-listed", layout="listed", documents=4000, pairs=100_000)
 
-FORMS = [*(form for base in BASES for form in _forms(base)), _PADDED, _LISTED]
+FORMS = [
+    *(form for base in BASES for form in _forms(base)),
+    *(form for base in RAGGED for form in (_form(base, "plain"), *_ragged_forms(base))),
+    _PADDED,
+    _LISTED,
+]
 
 
 def plain_of(form: Workload) -> str:
     """The name of the plain call that a form is set beside."""
-    base = next((base.name for base in BASES if form.name.startswith(base.name)), "rerank-400")
+    base = next((base.name for base in (*BASES, *RAGGED) if form.name.startswith(base.name)), "rerank-400")
     return f"{base}-plain"
 
 
