@@ -2,6 +2,7 @@
 #pragma once
 
 #include "forward_args.cuh"
+#include "ptx/arrival.cuh"
 
 namespace maxsim {
 namespace cuda {
@@ -90,7 +91,7 @@ __device__ __forceinline__ void write_sums(const ForwardArgs& args, const BlockI
       __stcg(own, sum);
       partials = own - owner.chunk;
       int32_t* arrivals = args.arrivals + (cross ? owner.query * args.count : 0) + place;
-      asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(arrived) : "l"(arrivals) : "memory");
+      arrived = ptx::arrive(arrivals);
     }
     last = has && arrived + 1 == owner.chunks;
     for (unsigned left = __ballot_sync(~0u, last && owner.chunks > 1); left; left &= left - 1) {

@@ -2,6 +2,7 @@
 // stored: 64 bytes a token from L2 in place of 256.
 #pragma once
 
+#include "ptx/load.cuh"
 #include "residual_step.cuh"
 
 namespace maxsim {
@@ -42,7 +43,8 @@ struct PackedShare {
     if constexpr (kBits == 1) {
       words[0] = __ldg(reinterpret_cast<const uint32_t*>(from));
     } else if constexpr (kBits == 2) {
-      asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(from));
+      const uint2 two = ptx::load_8_now(from);
+      words[0] = two.x, words[1] = two.y;
     } else {
 #pragma unroll
       for (int i = 0; i < kBits / 4; ++i) {

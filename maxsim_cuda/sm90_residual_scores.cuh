@@ -1,6 +1,7 @@
 // From a warp's maxima to scores: of documents that it has alone, and of those whose parts other warps have.
 #pragma once
 
+#include "ptx/arrival.cuh"
 #include "residual_mma.cuh"
 #include "residual_stream.cuh"
 
@@ -80,10 +81,9 @@ struct Sm90ResidualScores {
     }
     __syncwarp();
     int before = -1;
-    if (lane < 2 && (lane ? documents[1] : documents[0]) >= 0) {
-      int32_t* arrivals = args.stream.arrivals + int64_t{blockIdx.y} * args.stream.warps + (lane ? first[1] : first[0]);
-      asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(arrivals) : "memory");
-    }
+    if (lane < 2 && (lane ? documents[1] : documents[0]) >= 0)
+      before =
+          ptx::arrive(args.stream.arrivals + int64_t{blockIdx.y} * args.stream.warps + (lane ? first[1] : first[0]));
     __syncwarp();
 #pragma unroll
     for (int behind = 0; behind < 2; ++behind) {

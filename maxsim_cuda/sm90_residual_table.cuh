@@ -22,7 +22,7 @@ struct StoredTokens {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       code[j].load(codes, row + int64_t{8 * j});
-      asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(inverse[j]) : "l"(inverse_norms + row + int64_t{8 * j}));
+      inverse[j] = __uint_as_float(ptx::load_4_now(inverse_norms + row + int64_t{8 * j}));
     }
   }
   __device__ __forceinline__ void load_packed(const unsigned char* bytes, int32_t row) {
@@ -35,10 +35,7 @@ struct StoredTokens {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const bool known = code[j].known(limit);
-      uint4& four = similarities[j];
-      asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w)
-                   : "l"(table + 4 * uint64_t{known ? code[j].low : 0}));
+      similarities[j] = ptx::load_16_of_l2_now(table + 4 * uint64_t{known ? code[j].low : 0});
       factors[j] = known ? inverse[j] * unit : __int_as_float(0x7fc00000);
     }
   }

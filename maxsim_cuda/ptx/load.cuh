@@ -35,10 +35,29 @@ __device__ __forceinline__ void load_16_if(bool there, const void* global, uint3
       : "l"(global), "r"(static_cast<int>(there)), "n"(kOffset));
 }
 
-// Sixteen bytes that nobody writes meanwhile, loaded here and not where they are first used.
+// Bytes that nobody writes meanwhile, loaded here and not where they are first used.
+__device__ __forceinline__ uint32_t load_4_now(const void* global) {
+  uint32_t out;
+  asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(out) : "l"(global));
+  return out;
+}
+__device__ __forceinline__ uint2 load_8_now(const void* global) {
+  uint2 out;
+  asm volatile("ld.global.nc.v2.b32 {%0, %1}, [%2];" : "=r"(out.x), "=r"(out.y) : "l"(global));
+  return out;
+}
 __device__ __forceinline__ uint4 load_16_now(const void* global) {
   uint4 out;
   asm volatile("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
+               : "l"(global));
+  return out;
+}
+
+// As load_16_now, of what lies in L2 and is seldom asked for twice by one SM.
+__device__ __forceinline__ uint4 load_16_of_l2_now(const void* global) {
+  uint4 out;
+  asm volatile("ld.global.cg.v4.b32 {%0, %1, %2, %3}, [%4];"
                : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
                : "l"(global));
   return out;
