@@ -100,6 +100,7 @@ __device__ __forceinline__ void write_sums(const ForwardArgs& args, const BlockI
           reinterpret_cast<const double*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(partials), from));
       __threadfence();
       double total = 0;
+#pragma unroll 1  // seldom more than one step, in every kernel
       for (int first = 0; first < chunks; first += 32)
         total += add_parts(first + lane < chunks ? __ldcg(parts + first + lane) : 0);
       if (lane == from) sum = total;

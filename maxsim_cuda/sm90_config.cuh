@@ -39,6 +39,10 @@ MAXSIM_INLINE constexpr bool has_factors(Columns columns) {
 // Rows of so many bytes and fewer are cheaper to spread than to have copied one by one.
 constexpr int kSpreadBytes = 48;
 
+// Which rows come as they lie in memory, for other warps to put where products read them: none, those of whole 16-byte
+// chunks up to kSpreadBytes, which the loader warps spread, or loose ones, which begin anywhere.
+enum class Spread { none, chunks, loose };
+
 // Bytes of a tile of signs as it lies in memory, which begins and ends within 16.
 template <int N, int kAtoms>
 constexpr int kSignBytes = N * kAtoms * 8 + 32;
@@ -47,18 +51,17 @@ constexpr int kSignBytes = N * kAtoms * 8 + 32;
 constexpr int kSharedLimit = 215 * 1024;
 
 // kGroups math warpgroups hold kTiles x 64 query rows each and meet N document tokens a step; rows of kAtoms x
-// kAtomBytes. kMoreWarps make operands of what was loaded. kSplit: pairs of fp16 whose sum is the input. kSpreads: rows
-// of up to kSpreadBytes come as they lie in memory, and the loader warps spread them. kWidens: document rows come
-// as stored, a byte a feature or less. kTurned: they do and stay so, and kTiles x 64 of them are the rows of products
-// of which one block of query tokens are the columns.
+// kAtomBytes. kMoreWarps make operands of what was loaded. kSplit: pairs of fp16 whose sum is the input. kWidens:
+// document rows come as stored, a byte a feature or less. kTurned: they do and stay so, and kTiles x 64 of them are the
+// rows of products of which one block of query tokens are the columns.
 template <int kGroups_, int kTiles_, int N_, int kAtoms_, int kStageBytes, int kPerSm_ = 1, int kQueryBuffers_ = 1,
-          int kMoreWarps_ = 0, int kAtomBytes_ = 128, bool kSpreads_ = false, bool kWidens_ = false,
+          int kMoreWarps_ = 0, int kAtomBytes_ = 128, Spread kSpread = Spread::none, bool kWidens_ = false,
           bool kTurned_ = false>
 struct Sm90Config {
   static constexpr int kGroups = kGroups_, kTiles = kTiles_, N = N_, kAtoms = kAtoms_, kPerSm = kPerSm_;
   static constexpr int kAtomBytes = kAtomBytes_, kRowBytes = kAtoms * kAtomBytes;
   static constexpr int kQueryBuffers = kQueryBuffers_;
-  static constexpr bool kSplit = kMoreWarps_ > 0 && !kWidens_;
+  static constexpr bool kSplit = kMoreWarps_ > 0 && !kWidens_ && kSpread != Spread::loose;
   static constexpr bool kTurned = kTurned_;
   // Query rows as they lie in an operand, of two bytes a feature where documents have one.
   static constexpr int kQueryAtoms = kTurned ? kAtomBytes / 64 : kAtoms, kQueryAtomBytes = kTurned ? 128 : kAtomBytes;
@@ -78,14 +81,18 @@ struct Sm90Config {
                                         : kTurned               ? 152
                                         : kGroups * kTiles == 4 ? (kWidens_ ? 184 : 200)
                                                                 : 0;
-  static constexpr int kOtherRegisters = kGroups == 4 ? 64 : kTight ? 48 : kWidens_ ? 72 : 104;
+  static constexpr int kOtherRegisters = kGroups == 4 ? 64 : kTight ? 48 : kWidens_ ? 72 : kMoreWarps_ ? 56 : 104;
   static constexpr int kTileBytes = N * kRowBytes;
   static constexpr int kQueryBytes = kRows * kQueryRowBytes;
-  static constexpr bool kSpreads = kSpreads_, kWidens = kWidens_;
-  static constexpr bool kTogether = false;           // as Sm90Dense says
-  static constexpr int kAtomStep = N * kAtomBytes;   // from one atom of a tile's rows to the next
-  static constexpr int kGroupStep = 8 * kAtomBytes;  // and from eight rows to the next eight
-  static constexpr int kStagedBytes = kSpreads ? N * kSpreadBytes : kWidens ? kSignBytes<N, kAtoms> : 0;
+  static constexpr bool kSpreads = kSpread == Spread::chunks, kLoose = kSpread == Spread::loose, kWidens = kWidens_;
+  static constexpr bool kTogether = false;                // as Sm90Dense says
+  static constexpr int kAtomStep = N * kAtomBytes;        // from one atom of a tile's rows to the next
+  static constexpr int kGroupStep = 8 * kAtomBytes;       // and from eight rows to the next eight
+  static constexpr int kStagedRowBytes = kRowBytes + 16;  // of a row that begins within 16
+  static constexpr int kStagedBytes = kSpreads  ? N * kSpreadBytes
+                                      : kLoose  ? N * kStagedRowBytes + 16  // what reading words reaches over
+                                      : kWidens ? kSignBytes<N, kAtoms>
+                                                : 0;
   static_assert(kStagedBytes % 16 == 0, "where a linear copy may begin");
   static constexpr int kStages = std::min(kStageBytes / (kTileBytes + kStagedBytes), 6);  // more change nothing
   static constexpr int kSharedBytes =
@@ -147,6 +154,10 @@ constexpr bool kOnlyDense<Sm90Dense<C, kTogether, Other>> = true;
 template <class C>
 constexpr bool kOnlyOne = kOnlyDense<C> || kOnlyPacked<C> || kOnlyMarked<C>;
 
+// Whether one warp drives the copy engine in every call, and the loader warps never load a tile.
+template <class C>
+constexpr bool kOnlyCopies = kOnlyOne<C> || C::kLoose;
+
 // Whether the first lane of a math warp reads for the others what a stage says: all kernels with more in their loop are
 // slower for that. A lane that reads anything else of a stage lets go of it for itself: where the compiler knows a warp
 // to be together, nothing is left of its barriers.
@@ -172,7 +183,7 @@ using Sm90LeanScaled = Sm90Config<1, 1, kThrifty<T>, 1, 4 * kThrifty<T> * 128, 2
 template <class T>
 using Sm90Narrow = Sm90Config<1, 1, kThrifty<T>, 1, 6 * kThrifty<T> * 64, 2, 2, 0, 64>;
 // Where they follow one another in memory and are shorter still, they come as one piece and are spread.
-using Sm90Spread = Sm90Config<1, 1, 128, 1, 6 * 128 * (64 + kSpreadBytes), 2, 2, 0, 64, true>;
+using Sm90Spread = Sm90Config<1, 1, 128, 1, 6 * 128 * (64 + kSpreadBytes), 2, 2, 0, 64, Spread::chunks>;
 // Up to 128 query tokens for each document token read: memory-bound still, one block an SM with a warpgroup for
 // each 64. N follows the document's length (least waste).
 template <int kAtoms, int N>
@@ -208,20 +219,29 @@ using Sm90SplitWide = Sm90Config<2, 1, 64, kAtoms, 128 * 1024, 1, 1, 8>;
 template <int kAtoms, int kPerSm = 2>
 using Sm90WidenLean =
     Sm90Config<1, 1, 64, kAtoms, (16 - 4 * kAtoms) / kPerSm * (64 * 128 * kAtoms + kSignBytes<64, kAtoms>), kPerSm, 2,
-               4, 128, false, true>;
+               4, 128, Spread::none, true>;
 // 112 columns, winners and minima do not fit in its registers.
 template <int kAtoms>
 using Sm90WidenMiddle =
-    Sm90Config<2, 1, 104, kAtoms, kSharedLimit - 1024 - 128 * kAtoms * 128, 1, 1, 4, 128, false, true>;
+    Sm90Config<2, 1, 104, kAtoms, kSharedLimit - 1024 - 128 * kAtoms * 128, 1, 1, 4, 128, Spread::none, true>;
 // Four math warpgroups and one that widens would have 80 registers a thread.
 template <int kAtoms>
 using Sm90WidenPaired =
-    Sm90Config<2, 2, 104, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128, 1, 1, 4, 128, false, true>;
+    Sm90Config<2, 2, 104, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128, 1, 1, 4, 128, Spread::none, true>;
 
 // Stored documents under one short query of 16 bits, where every byte costs a warp instructions: two blocks an SM
 // again. Two warps share a tile of 64 rows, which wastes little on documents of a few hundred tokens.
 template <int kAtomBytes>
-using Sm90Turned = Sm90Config<1, 1, 64, 1, 6 * 64 * kAtomBytes, 2, 2, 0, kAtomBytes, false, false, true>;
+using Sm90Turned = Sm90Config<1, 1, 64, 1, 6 * 64 * kAtomBytes, 2, 2, 0, kAtomBytes, Spread::none, false, true>;
+
+// Loose rows: as many tiles that have come as tiles that are placed, each a ring of its own. A short query has one
+// block an SM, because two of 64 columns with two placing warps each were 3 % slower, and 30 % where rows lie at odd
+// addresses and queries are many: six warps place a tile in less time than it takes to come, twelve wait for their
+// instructions.
+using Sm90LooseLean = Sm90Config<1, 1, 104, 2, 3 * (2 * 104 * 272), 1, 2, 4, 128, Spread::loose>;
+using Sm90LooseMiddle = Sm90Config<2, 1, 112, 2, 3 * (2 * 112 * 272), 1, 1, 4, 128, Spread::loose>;
+// Four math warpgroups and one that places would have 80 registers a thread.
+using Sm90LoosePaired = Sm90Config<2, 2, 104, 2, 2 * (2 * 104 * 272), 1, 1, 4, 128, Spread::loose>;
 
 struct Sm90Args : ForwardArgs {
   bool tma;                              // both sides can be described by a tensor map
@@ -233,6 +253,8 @@ struct Sm90Args : ForwardArgs {
   uint32_t dense_units;     // documents times the query groups that they meet one after the other
   uint32_t dense_share;     // of each thread block or cluster, which the first ones have one more than
   uint32_t average_tokens;  // of a packed document
+  int32_t row_alignment;    // bytes, up to eight, of which the address of every document row is a multiple
+  bool apart;               // rows are so far apart that each is a piece of its own
 };
 
 }  // namespace cuda

@@ -255,8 +255,8 @@ struct Sm90Consumer {
   }
 
   __device__ __forceinline__ void wait_stage(const Ring<C::kStages>& ring) {
-    ptx::mbarrier_wait_at(base() + offsetof(Sm90Shared<C>, full) + ring.at * 8, ring.phase);
-    if (C::kSplit || ((C::kSpreads || C::kWidens || kColumns != Columns::plain) && args.tma))
+    if (!C::kLoose) ptx::mbarrier_wait_at(base() + offsetof(Sm90Shared<C>, full) + ring.at * 8, ring.phase);
+    if (C::kLoose || C::kSplit || ((C::kSpreads || C::kWidens || kColumns != Columns::plain) && args.tma))
       ptx::mbarrier_wait_at(base() + offsetof(Sm90Shared<C>, scaled) + ring.at * 8, ring.phase);
   }
 

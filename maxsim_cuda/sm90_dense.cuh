@@ -75,6 +75,8 @@ struct Sm90DenseProducer : Sm90Feed<C, T, kColumns> {
       info.chunk = chunk;
       info.chunks = chunks;
       info.row = chunk * kBlockTokens;
+      if (C::kLoose)
+        info.begin = query * args.problem.queries.segment_stride.outer + info.row * args.problem.queries.token_stride;
       info.kept = rows < 32 ? (1u << max(rows, 0)) - 1 : ~0u;
     }
     this->acquire_queries();

@@ -72,7 +72,13 @@ struct Sm90Feed {
   __device__ __forceinline__ char* tile() const { return tiles + ring.at * C::kTileBytes; }
   __device__ __forceinline__ char* query_buffer() const { return queries + buffer.at * C::kQueryBytes; }
 
-  __device__ __forceinline__ void acquire() { ptx::mbarrier_wait(&shared.empty[ring.at], ring.phase); }
+  // The place that the next tile comes to.
+  __device__ __forceinline__ StageInfo& stage() const {
+    return C::kLoose ? shared.came[ring.at] : shared.stages[ring.at];
+  }
+  __device__ __forceinline__ void acquire() {
+    ptx::mbarrier_wait(C::kLoose ? &shared.came_empty[ring.at] : &shared.empty[ring.at], ring.phase);
+  }
   __device__ __forceinline__ void acquire_queries() {
     ptx::mbarrier_wait(&shared.queries_empty[buffer.at], buffer.phase);
   }
@@ -81,7 +87,7 @@ struct Sm90Feed {
   __device__ __forceinline__ void publish(int flags, int first, int last_eight, int64_t target, int bytes) {
     if (lane == 0) {
       if (warp == kProducerWarp) {
-        StageInfo& info = shared.stages[ring.at];
+        StageInfo& info = stage();
         info.flags = flags;
         info.first_token = first;
         info.last_eight = last_eight;
@@ -91,8 +97,8 @@ struct Sm90Feed {
         ptx::mbarrier_arrive_expect(&shared.full[ring.at], bytes);
       else
         ptx::mbarrier_arrive(&shared.full[ring.at]);
-    } else if (!kOnlyOne<C> && !args.tma) {
-      ptx::mbarrier_arrive(&shared.full[ring.at]);  // for the rows and factors that this lane wrote
+    } else if (C::kLoose || (!kOnlyOne<C> && !args.tma)) {
+      ptx::mbarrier_arrive(&shared.full[ring.at]);  // for what this lane wrote
     }
   }
 
@@ -128,7 +134,7 @@ struct Sm90Feed {
     if (rows >= 8) return StageInfo::kFull | StageInfo::kAnyToken;
     if (lane == 0)  // who also says that they are written
 #pragma unroll
-      for (int word = 0; word < 5; ++word) shared.stages[ring.at].bits[word] = word ? 0 : (1u << max(rows, 0)) - 1;
+      for (int word = 0; word < 5; ++word) stage().bits[word] = word ? 0 : (1u << max(rows, 0)) - 1;
     return rows > 0 ? StageInfo::kAnyToken : 0;
   }
 
@@ -137,21 +143,35 @@ struct Sm90Feed {
   __device__ __forceinline__ void copy_tile(int flags, int first, int rows, int tokens, int64_t target, int row,
                                             int inner, int outer) {
     const Segments& side = args.problem.documents;
-    const int present = atoms(side);
+    const char* from =
+        static_cast<const char*>(side.data) +
+        (outer * side.segment_stride.outer + inner * side.segment_stride.inner + row * side.token_stride) *
+            element_size(side.dtype);
+    const bool loose = C::kLoose || (C::kWidens && args.signs);
+    if (loose) copy_loose(from, rows);
     const int boxes = rows >= 8 ? C::N / 8 : rows > 0, last_eight = max(rows - 8, 0);
-    const bool signs = C::kWidens && args.signs;
-    int64_t from = outer * side.segment_stride.outer + inner * side.segment_stride.inner + row * side.token_stride;
-    const int bytes = signs         ? begin_signs(from, rows)
+    const int bytes = loose         ? 0
                       : C::kSpreads ? rows * static_cast<int>(side.dim)
-                                    : boxes * 8 * present * C::kAtomBytes;
+                                    : boxes * 8 * atoms(side) * C::kAtomBytes;
     publish(flags, first, last_eight, target, bytes);
-    if (C::kSpreads || signs) {
-      if (lane == 0 && bytes)
-        ptx::bulk_load(staged + ring.at * C::kStagedBytes, static_cast<const char*>(side.data) + from, bytes,
-                       &shared.full[ring.at]);
+    if (C::kSpreads) {
+      if (lane == 0 && bytes) ptx::bulk_load(staged + ring.at * C::kStagedBytes, from, bytes, &shared.full[ring.at]);
     } else if (C::kTogether) {
       if (lane == 0) load_whole(row, static_cast<int>(target));
-    } else if (rows == C::N) {
+    } else if (!loose) {
+      load_boxes(boxes, last_eight, row, inner, outer);
+    }
+    if (!kFactorWarp || !args.dense) {
+      fetch_tile_factors(rows, tokens, row, inner, outer);
+      copies_arrive();
+    }
+    __syncwarp();
+  }
+
+  // A whole tile in one box of each atom; else boxes of eight, a lane each.
+  __device__ __forceinline__ void load_boxes(int boxes, int last_eight, int row, int inner, int outer) {
+    const int present = atoms(args.problem.documents);
+    if (last_eight == C::N - 8) {
       if (lane == 0)
 #pragma unroll
         for (int atom = 0; atom < C::kAtoms; ++atom)
@@ -166,30 +186,36 @@ struct Sm90Feed {
             load(tile() + kArrival + (atom * C::N + lane * 8) * C::kAtomBytes, maps.tails, atom,
                  row + min(lane * 8, last_eight), inner, outer);
     }
-    if (!kFactorWarp || !args.dense) {
-      fetch_tile_factors(rows, tokens, row, inner, outer);
-      copies_arrive();
-    }
-    __syncwarp();
   }
 
-  // Moves `from`, where a tile's rows of signs begin, back to a multiple of 16, and returns how many bytes a linear
-  // copy brings from there. It could read what is not the documents' behind their last multiple of 16: those few bytes
-  // the first lane copies.
-  __device__ __forceinline__ int begin_signs(int64_t& from, int rows) {
+  // A tile's rows as they lie in memory, in one piece, or where there is too much between them, in a piece each. Bytes
+  // are counted before the arrival that publishes them.
+  __device__ __forceinline__ void copy_loose(const char* from, int rows) {
     const Segments& side = args.problem.documents;
-    const int64_t all = args.document_end - static_cast<const char*>(side.data);
-    const int64_t end = min(from + rows * side.token_stride, all);
-    const int skipped = static_cast<int>(from % 16);
-    from -= skipped;
-    if (rows == 0) return 0;
-    const int64_t copied = min((end + 15) / 16, all / 16) * 16;
-    if (lane == 0) {
-      shared.stages[ring.at].skipped = skipped;
-      char* to = staged + ring.at * C::kStagedBytes;
-      for (int64_t at = max(copied, from); at < end; ++at) to[at - from] = static_cast<const char*>(side.data)[at];
-    }
-    return static_cast<int>(max(copied - from, int64_t{0}));
+    const int64_t size = element_size(side.dtype), stride = side.token_stride * size;
+    char* to = staged + ring.at * C::kStagedBytes;
+    if (lane == 0) stage().skipped = reinterpret_cast<uintptr_t>(from) & 15;
+    if (C::kLoose && args.apart)
+#pragma unroll 1
+      for (int row = lane; row < rows; row += 32)
+        copy_piece(from + row * stride, row_elements(side) * size, to + row * C::kStagedRowBytes);
+    else if (lane == 0 && rows)
+      copy_piece(from, rows * stride, to);
+    __syncwarp();
+  }
+  // A linear copy begins at a multiple of 16 and ends at one. It could read what is not the documents' behind their
+  // last one: those few bytes this lane copies.
+  __device__ __forceinline__ void copy_piece(const char* from, int64_t bytes, char* to) {
+    constexpr uintptr_t kWhole = ~uintptr_t{15};
+    const uintptr_t first = reinterpret_cast<uintptr_t>(from), all = reinterpret_cast<uintptr_t>(args.document_end);
+    if (first >= all) return;
+    const uintptr_t begin = first & kWhole, end = min(first + bytes, all);
+    const uintptr_t copied = max(begin, min((end + 15) & kWhole, all & kWhole));
+    from -= first - begin;
+    for (uintptr_t at = copied - begin; at < end - begin; ++at) to[at] = from[at];
+    if (copied == begin) return;
+    ptx::mbarrier_expect(&shared.full[ring.at], static_cast<int>(copied - begin));
+    ptx::bulk_load(to, from, static_cast<int>(copied - begin), &shared.full[ring.at]);
   }
 
   // No more tiles.
@@ -258,8 +284,14 @@ struct Sm90Feed {
     buffer.advance();
   }
 
-  // Block b's rows are described by lane b. Boxes of as many rows as lie together, a lane each.
+  // Block b's rows are described by lane b. Boxes of as many rows as lie together, a lane each. Loose ones
+  // are copied by the warps that place documents, which are told.
   __device__ __forceinline__ void copy_queries(const BlockInfo& info, bool packed) {
+    if constexpr (C::kLoose) {
+      if (lane < C::kBlocks) shared.blocks[buffer.at][lane] = info;
+      ptx::mbarrier_arrive(&shared.queries_named[buffer.at]);
+      return;
+    }
     constexpr int kParts = kBlockTokens / C::kQueryBoxRows, kBoxes = C::kBlocks * C::kQueryAtoms * kParts;
     const unsigned present = __ballot_sync(~0u, lane < C::kBlocks && info.query >= 0 && info.kept);
     const int query = packed ? 0 : static_cast<int>(info.query);

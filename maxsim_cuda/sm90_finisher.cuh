@@ -29,12 +29,13 @@ struct Sm90Finisher {
   double part, total;  // of a pair whose query has several blocks: a lane's block, and those already added
 
   __device__ __forceinline__ void run() {
-    if (kWhole || args.pieces == 1) return finish();
-    ptx::cluster_wait();  // everyone's barriers are there
-    if (blockIdx.x % args.pieces)
+    const bool shares = !kWhole && args.pieces > 1;
+    if (shares) ptx::cluster_wait();  // everyone's barriers are there
+    if (shares && blockIdx.x % args.pieces)
       pass_on();
     else
       finish();
+    if (!shares) return;
     ptx::cluster_arrive();
     ptx::cluster_wait();  // no one reads this block's memory any more
   }

@@ -6,6 +6,7 @@
 #include "sm90_consumer.cuh"
 #include "sm90_dense.cuh"
 #include "sm90_finisher.cuh"
+#include "sm90_loose.cuh"
 #include "sm90_marked.cuh"
 #include "sm90_packed.cuh"
 #include "sm90_producer.cuh"
@@ -29,13 +30,14 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x % 128 / 32;
   // Shuffled to stay in a register: the compiler would rather read the special one again at every use, and wait for it.
   const int lane = __shfl_xor_sync(~0u, threadIdx.x % 32, 0);
-  const bool tma = kOnlyOne<C> || args.tma;
+  const bool tma = kOnlyCopies<C> || args.tma;
   if (threadIdx.x == C::kGroups * 128 && tma) {
-    if (!C::kWidens || !args.signs) ptx::tma_prefetch(&document_map);
-    ptx::tma_prefetch(&query_map);
+    if (!C::kLoose && !(C::kWidens && args.signs)) ptx::tma_prefetch(&document_map);
+    if (!C::kLoose) ptx::tma_prefetch(&query_map);
   }
   // Who arrives on `scaled`: each lane for its copies or for the factors that it wrote, or a warp when it is done.
-  constexpr int kScalers = C::kSplit                    ? Sm90Splitter<C>::kArrivals
+  constexpr int kScalers = C::kLoose                    ? kPlacers<C> * (kColumns == Columns::norms ? 32 : 1)
+                           : C::kSplit                  ? Sm90Splitter<C>::kArrivals
                            : kColumns == Columns::norms ? kScaleThreads
                            : !has_factors(kColumns)     ? (C::kWidens ? C::kMoreWarps : kLoaderWarps)
                                                         : 32 + C::kMoreWarps + C::kSpreads;
@@ -67,7 +69,12 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     return;
   }
   if (C::kMathRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(C::kOtherRegisters));
-  if (C::kWidens && group > C::kGroups) {
+  if (C::kLoose && (group > C::kGroups || warp >= kLoaderWarps)) {
+    if constexpr (C::kLoose) {
+      const int placer = group > C::kGroups ? kLoaderWarps + warp : warp - kLoaderWarps;
+      Sm90Placer<C, T, kColumns>{args, shared, queries, tiles, placer, lane}.run();
+    }
+  } else if (C::kWidens && group > C::kGroups) {
     if constexpr (C::kWidens)
       if (args.tma)  // else the loaders do
         Sm90Widener<C, T>{args, shared, ptx::shared_address(tiles),

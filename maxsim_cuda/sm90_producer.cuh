@@ -80,6 +80,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
   static constexpr int kBatch = kRegisters > 100 ? (has_factors(kColumns) ? 3 : 4) : kRegisters > 60 ? 2 : 1;
   using Rows = UnmappedRows<kLoaderThreads, kBatch>;
 
+  __device__ __forceinline__ bool copies() const { return kOnlyCopies<C> || this->args.tma; }
   __device__ __forceinline__ int loader() const {
     return this->lane + (this->warp == kProducerWarp ? 0 : (this->warp - kFinisherWarp) * 32);
   }
@@ -87,7 +88,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
   __device__ __forceinline__ void run() {
     if (this->args.follows_table) ptx::wait_for_prior_kernel();
     UnitWalk<C::kBlocks, C::N> walk(this->args, this->shared.ahead);
-    const auto sync = [&] { this->args.tma ? __syncwarp() : sync_loaders(); };
+    const auto sync = [&] { copies() ? __syncwarp() : sync_loaders(); };
     int64_t resident = -1;
     Unit unit;
     while (walk.next(unit, sync)) {
@@ -112,46 +113,27 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     const Segments& side = this->args.problem.queries;
     const BlockInfo info = describe_block<C::kBlocks>(this->args, cross, group, part, this->lane);
     this->acquire_queries();
-    if (this->args.tma)
+    if (copies())
       this->copy_queries(info, side.packed());
     else
       copy_queries_by_hand(info);
     this->buffer.advance();
   }
 
-  // Where UnmappedRows puts chunks. The address is shuffled, because the compiler would put it together anew for each.
-  struct QueryPlace {
-    uint32_t address;
-    int block;
-    __device__ __forceinline__ uint32_t operator()(int token, int chunk) const {
-      const int row = block_row<C>(block, token);
-      return address + row / 64 * 64 * C::kQueryRowBytes +
-             swizzled<C::kQueryAtomBytes>(C::kOperandRows, row % 64, chunk);
-    }
-  };
+  // Where UnmappedRows puts chunks.
   struct DocumentPlace {
     uint32_t address;
     __device__ __forceinline__ uint32_t operator()(int row, int chunk) const {
       return address + swizzled<C::kAtomBytes>(C::N, row, chunk);
     }
   };
-  __device__ __forceinline__ static uint32_t held_address(const char* operand) {
-    return __shfl_sync(~0u, ptx::shared_address(operand), 0);
-  }
 
   __device__ __forceinline__ void copy_queries_by_hand(const BlockInfo& info) {
     const Segments& side = this->args.problem.queries;
     const int buffer = this->buffer.at, chunks = this->atoms(side) * (C::kQueryAtomBytes / 16);
     char* to = this->query_buffer();
     if (this->warp == kProducerWarp && this->lane < C::kBlocks) this->shared.blocks[buffer][this->lane] = info;
-    const Rows rows{side, this->args.query_end, kBlockTokens, chunks, loader()};
-    QueryPlace place{held_address(to), 0};
-#pragma unroll 1
-    for (; place.block < C::kBlocks; ++place.block) {
-      const int64_t begin = __shfl_sync(~0u, info.begin, place.block);
-      const uint32_t kept = __shfl_sync(~0u, info.kept, place.block);
-      if (kept) rows.copy(begin, [&](int token) { return kept >> token & 1; }, place);
-    }
+    copy_query_rows<C, kLoaderThreads, kBatch>(this->args, info, to, chunks, loader());
     ptx::fence_async_proxy();
     if constexpr (kColumns == Columns::norms) {
       sync_loaders();
@@ -187,7 +169,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
         const Tile<C::N> tile(from, piece.to, side.mask);
         more = !tile.last;
         if (!more) flags |= StageInfo::kLast | (unit.release ? StageInfo::kRelease : 0);
-        if (this->args.tma)
+        if (copies())
           copy_rows(unit, flags | this->keep_first(tile.rows), tile.first, tile.rows, tile.rows);
         else
           copy_by_hand(unit, flags, tile.rows, tile.first);
@@ -231,7 +213,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
       const uint32_t bits = __ballot_sync(~0u, kept[w] && w * 32 + this->lane < C::N);
-      if (this->lane == 0 && this->warp == kProducerWarp) this->shared.stages[this->ring.at].bits[w] = bits;
+      if (this->lane == 0 && this->warp == kProducerWarp) this->stage().bits[w] = bits;
       count += __popc(bits);
     }
     return (count ? StageInfo::kAnyToken : 0) | (count == C::N ? StageInfo::kFull : 0);

@@ -107,6 +107,13 @@ const char* end_of(const Segments& side) {
          (last + (side.extent - 1) * side.token_stride + row_elements(side)) * element_size(side.dtype);
 }
 
+// The bytes, up to eight, that where a row begins is a multiple of.
+int row_alignment(const Segments& side) {
+  const int64_t elements = side.token_stride | side.segment_stride.outer | side.segment_stride.inner | 8;
+  const int64_t bytes = reinterpret_cast<intptr_t>(side.data) | elements * element_size(side.dtype);
+  return static_cast<int>(std::min<int64_t>(bytes & -bytes, 8));
+}
+
 template <class C, class T, bool kArgmax, Columns kColumns>
 void launch(const ForwardArgs& args, cudaStream_t stream) {
   const auto kernel = sm90_forward<C, T, kArgmax, kColumns>;
@@ -122,10 +129,13 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   mapped.query_end = end_of(args.problem.queries);
   mapped.document_end = end_of(documents);
   mapped.signs = C::kWidens && documents.dtype == DType::bit && follow_one_another(documents);
-  mapped.tma = describe(args.problem.queries, C::kQueryBoxRows, &query_map, C::kQueryAtomBytes) &&
-               (mapped.signs || ((C::kTogether ? describe_whole(documents, C::N, &document_map)
-                                               : describe(documents, C::N, &document_map, C::kAtomBytes)) &&
-                                 (kOnlyOne<C> || describe(documents, 8, &tail_map, C::kAtomBytes))));
+  mapped.row_alignment = row_alignment(documents);
+  mapped.apart = documents.token_stride * element_size(documents.dtype) > C::kRowBytes;
+  mapped.tma =
+      C::kLoose || (describe(args.problem.queries, C::kQueryBoxRows, &query_map, C::kQueryAtomBytes) &&
+                    (mapped.signs || ((C::kTogether ? describe_whole(documents, C::N, &document_map)
+                                                    : describe(documents, C::N, &document_map, C::kAtomBytes)) &&
+                                      (kOnlyOne<C> || describe(documents, 8, &tail_map, C::kAtomBytes)))));
   const bool cross = args.problem.pairing == Pairing::cross;
   const int64_t units = args.count * (cross ? ceil_div(args.block_count, C::kBlocks) : 1);
   const int64_t places = int64_t{current_device().sms} * C::kPerSm;
@@ -261,6 +271,42 @@ template <int kAtoms, class T>
 void select_norms(const ForwardArgs& args, cudaStream_t stream) {
   args.problem.normalize ? launch_form<kAtoms, T, Columns::norms>(args, stream)
                          : launch_form<kAtoms, T, Columns::plain>(args, stream);
+}
+
+// As `launch_shape`, of loose rows.
+template <class T, bool kArgmax, Columns kColumns>
+void launch_loose(const ForwardArgs& args, cudaStream_t stream) {
+  const int64_t blocks = blocks_per_document(args);
+  if (blocks <= 2) return launch<Sm90LooseLean, T, kArgmax, kColumns>(args, stream);
+  if (blocks <= 4) return launch<Sm90LooseMiddle, T, kArgmax, kColumns>(args, stream);
+  launch<Sm90LoosePaired, T, kArgmax, kColumns>(args, stream);
+}
+
+template <class T, Columns kColumns>
+void select_loose_form(const ForwardArgs& args, cudaStream_t stream) {
+  args.argmax ? launch_loose<T, true, kColumns>(args, stream) : launch_loose<T, false, kColumns>(args, stream);
+}
+
+template <class T>
+void select_loose(const ForwardArgs& args, cudaStream_t stream) {
+  args.problem.normalize ? select_loose_form<T, Columns::norms>(args, stream)
+                         : select_loose_form<T, Columns::plain>(args, stream);
+}
+
+// Whether a side's rows lie where a tensor map can say.
+bool maps(const Segments& side) {
+  const auto stride = [&](int64_t elements, bool stepped) -> cuuint64_t {
+    return stepped ? elements * element_size(side.dtype) : 0;
+  };
+  const bool padded = !side.packed();
+  return maps(side,
+              {stride(side.token_stride, side.extent > 1), stride(side.segment_stride.inner, padded && side.inner > 1),
+               stride(side.segment_stride.outer, padded && side.count > side.inner)});
+}
+
+// Whether document rows begin anywhere, or query rows do. What has other memory between its features is left to loads.
+bool loose(const Problem& problem) {
+  return problem.documents.feature_stride == 1 && !(maps(problem.queries) && maps(problem.documents));
 }
 
 template <class T>

@@ -40,6 +40,8 @@ void sm90_select_widened_f16(const ForwardArgs& args, cudaStream_t stream);
 void sm90_select_widened_bf16(const ForwardArgs& args, cudaStream_t stream);
 void sm90_select_turned_f16(const ForwardArgs& args, cudaStream_t stream);
 void sm90_select_turned_bf16(const ForwardArgs& args, cudaStream_t stream);
+void sm90_select_loose_f16(const ForwardArgs& args, cudaStream_t stream);
+void sm90_select_loose_bf16(const ForwardArgs& args, cudaStream_t stream);
 void sm90_select_split(const ForwardArgs& args, cudaStream_t stream);
 void sm90_select(const ForwardArgs& args, cudaStream_t stream);
 

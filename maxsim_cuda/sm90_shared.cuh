@@ -14,6 +14,10 @@ namespace cuda {
 constexpr int kProducerWarp = 0, kFinisherWarp = 1, kLoaderWarps = 2;
 constexpr int kScaleThreads = kLoaderWarps * 32, kLoaderThreads = 32 + kScaleThreads;
 
+// Those that place loose rows.
+template <class C>
+constexpr int kPlacers = kLoaderWarps + C::kMoreWarps;
+
 // A document that has met resident queries.
 struct Finished {
   int64_t target;
@@ -39,6 +43,11 @@ struct Sm90Shared {
   uint64_t pages_full[kPages], pages_empty[kPages];
   uint32_t pages[kPages][32];
   StageInfo stages[C::kStages];
+  // Of loose rows, tiles as they came: their places are free before those of placed ones.
+  static constexpr int kCame = C::kLoose ? C::kStages : 1;
+  uint64_t came_empty[kCame];
+  StageInfo came[kCame];
+  uint64_t queries_named[C::kQueryBuffers];  // the warps that copy them know which
   BlockInfo blocks[C::kQueryBuffers][C::kBlocks];
   Finished finished[kFinished];
   Unit ahead[32];
@@ -62,14 +71,16 @@ struct Sm90Shared {
     // Where all lanes of a warp wrote or read, all of them arrive.
     const int loaders = tma ? 1 : 1 + kLoaderWarps;
     for (int i = 0; i < C::kStages; ++i) {
-      ptx::mbarrier_init(&full[i], tma ? 1 + (copies ? 32 : 0) : loaders * 32);
+      ptx::mbarrier_init(&full[i], tma && !C::kLoose ? 1 + (copies ? 32 : 0) : loaders * 32);
       ptx::mbarrier_init(&empty[i], readers);
       ptx::mbarrier_init(&scaled[i], scalers);
     }
     for (int i = 0; i < C::kQueryBuffers; ++i) {
-      ptx::mbarrier_init(&queries_full[i], (loaders + (stored || C::kSplit)) * 32);
+      ptx::mbarrier_init(&queries_full[i], C::kLoose ? kPlacers<C> * 32 : (loaders + (stored || C::kSplit)) * 32);
+      if (C::kLoose) ptx::mbarrier_init(&queries_named[i], 32);
       ptx::mbarrier_init(&queries_empty[i], (C::kGroups * 4 + 1) * 32);  // and the finisher
     }
+    for (int i = 0; C::kLoose && i < kCame; ++i) ptx::mbarrier_init(&came_empty[i], kPlacers<C>);
     for (int i = 0; kOnlyMarked<C> && i < kPages; ++i) {
       ptx::mbarrier_init(&pages_full[i], 32);
       ptx::mbarrier_init(&pages_empty[i], 32);

@@ -135,5 +135,34 @@ struct UnmappedRows {
   }
 };
 
+// Where chunks of a block of query rows go. The address is shuffled, because the compiler would put it together anew
+// for each.
+template <class C>
+struct QueryPlace {
+  uint32_t address;
+  int block;
+  __device__ __forceinline__ uint32_t operator()(int token, int chunk) const {
+    const int row = block_row<C>(block, token);
+    return address + row / 64 * 64 * C::kQueryRowBytes + swizzled<C::kQueryAtomBytes>(C::kOperandRows, row % 64, chunk);
+  }
+};
+__device__ __forceinline__ uint32_t held_address(const char* operand) {
+  return __shfl_sync(~0u, ptx::shared_address(operand), 0);
+}
+
+// A group of query blocks, of which lane b knows block b, by kThreads threads.
+template <class C, int kThreads, int kBatch>
+__device__ __forceinline__ void copy_query_rows(const Sm90Args& args, const BlockInfo& info, char* to, int chunks,
+                                                int thread) {
+  const UnmappedRows<kThreads, kBatch> rows{args.problem.queries, args.query_end, kBlockTokens, chunks, thread};
+  QueryPlace<C> place{held_address(to), 0};
+#pragma unroll 1
+  for (; place.block < C::kBlocks; ++place.block) {
+    const int64_t begin = __shfl_sync(~0u, info.begin, place.block);
+    const uint32_t kept = __shfl_sync(~0u, info.kept, place.block);
+    if (kept) rows.copy(begin, [&](int token) { return kept >> token & 1; }, place);
+  }
+}
+
 }  // namespace cuda
 }  // namespace maxsim

@@ -30,16 +30,21 @@ CUtensorMapDataType map_type(DType type) {
                               : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
 }
 
-// False where alignment or strides do not allow a tensor map. L2 fetches a line at a time: two at once cost a long
+// Whether alignment and strides of the bytes from one row, inner and outer segment to the next allow a tensor map.
+template <int kStrides>
+bool maps(const Segments& side, const cuuint64_t (&strides)[kStrides]) {
+  return side.feature_stride == 1 && reinterpret_cast<uintptr_t>(side.data) % 16 == 0 &&
+         std::none_of(strides, strides + kStrides, [](cuuint64_t stride) { return stride % 16 || stride >> 40; });
+}
+
+// False where they do not. L2 fetches a line at a time: two at once cost a long
 // stream 5 % of its speed.
 template <int kRank>
 bool encode(const Segments& side, CUtensorMap* map, const cuuint64_t (&sizes)[kRank], cuuint64_t (&strides)[kRank - 1],
             const cuuint32_t (&box)[kRank], CUtensorMapSwizzle swizzle) {
-  if (side.feature_stride != 1 || reinterpret_cast<uintptr_t>(side.data) % 16) return false;
-  for (int i = 0; i < kRank - 1; ++i) {
+  for (int i = 0; i < kRank - 1; ++i)
     if (sizes[i + 1] == 1) strides[i] = 16;  // never stepped along
-    if (strides[i] % 16 || strides[i] >> 40) return false;
-  }
+  if (!maps(side, strides)) return false;
   cuuint32_t step[kRank];
   std::fill_n(step, kRank, 1);
   return encoder()(map, map_type(side.dtype), kRank, const_cast<void*>(side.data), sizes, strides, box, step,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 QUERY_LENGTHS = [1, 3, 16, 31, 32, 33, 64, 70, 130, 300, 600]
 DOCUMENT_LENGTHS = [1, 2, 7, 8, 30, 31, 32, 33, 63, 64, 65, 100, 104, 128, 129, 152, 191, 192, 193, 300, 305, 700]
-DIMS = [1, 8, 31, 40, 48, 64, 65, 96, 100, 128, 128, 128, 129, 200, 320, 768]
+DIMS = [1, 8, 31, 40, 48, 64, 65, 96, 100, 126, 127, 128, 128, 128, 129, 200, 320, 768]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Multiplications of a problem, and elements that its reference gathers.
 WORK = {"cuda": (1 << 30, 1 << 24), "cpu": (1 << 23, 1 << 20)}
@@ -82,10 +82,10 @@ class Side:
         return torch.tensor(numbers, dtype=dtype, device=self.tensor.device)
 
 
-def strided(tensor: Tensor, between: int) -> Tensor:
-    """The same values, with other memory between features or behind rows."""
-    wide = tensor.new_zeros(*tensor.shape[:-1], tensor.shape[-1] * between + 3)
-    view = wide[..., : tensor.shape[-1] * between : between]
+def strided(tensor: Tensor, between: int, first: int, behind: int) -> Tensor:
+    """The same values, with other memory before rows, between features and behind rows."""
+    end = first + tensor.shape[-1] * between
+    view = tensor.new_zeros(*tensor.shape[:-1], end + behind)[..., first:end:between]
     view.copy_(tensor)
     return view
 
@@ -93,7 +93,9 @@ def strided(tensor: Tensor, between: int) -> Tensor:
 def padded(content: Content, rng: random.Random) -> Side:
     """[N, L, d] with lengths and a mask, or with lengths inside the mask."""
     count, extent = content.values.shape[:2]
-    tensor = strided(content.values, rng.choice([1, 2])) if rng.random() < 0.2 else content.values
+    tensor = content.values
+    if rng.random() < 0.3:
+        tensor = strided(tensor, rng.choice([1, 1, 2]), first=rng.randint(0, 4), behind=rng.choice([0, 1, 3, 28, 200]))
     whole = all(n == extent for n in content.lengths)
     if whole and rng.random() < 0.7:
         return Side(tensor, content.holes, count, extent)

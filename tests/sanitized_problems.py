@@ -69,6 +69,18 @@ def hopper() -> None:
         lengths, marks = torch.arange(count, device=DEVICE) * 110, torch.rand(d.shape[:2], device=DEVICE) < 0.9
         for kept in ((lengths, None, None), (None, None, marks), (lengths, None, marks)):
             score("sm90", (q, d, *[None] * 3, *kept, None, None), False, queries[1])
+    for dtype, queries, normalize in itertools.product(HALVES, QUERIES, (False, True)):
+        for dim in (100, 102, 127):  # rows at multiples of eight bytes, of four and of two
+            q, d = tensors(queries, (4, 120), dim, (dtype, dtype))
+            score("sm90", (q, d, *[None] * 8), normalize, queries[1])
+        q, d = tensors(queries, (4, 120), 300, (dtype, dtype))  # and so far apart that each is copied alone
+        score("sm90", (q[..., 1:101], d[..., 1:101], *[None] * 8), normalize, queries[1])
+        score(
+            "sm90",
+            (q[..., 1:101], d.flatten(0, 1)[..., 1:101], None, offsets(4, 120), *[None] * 6),
+            normalize,
+            queries[1],
+        )
     for dtype in HALVES:
         lengths = torch.arange(800, device=DEVICE) % 7  # several for a thread block, and two too long for one
         lengths[[5, 300]] = 3000

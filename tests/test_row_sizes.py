@@ -84,10 +84,11 @@ def test_every_batch_size_and_position(maxsim, path, queries, documents, dtypes)
 
 
 @pytest.mark.parametrize("dtypes", HALVES, ids=dtype_id)
+@pytest.mark.parametrize("dim", [101, 264])
 @pytest.mark.parametrize("keep", [0.0, 0.02, 0.5, 0.98])
-def test_masks_of_any_pattern(maxsim, path, keep, dtypes):
+def test_masks_of_any_pattern(maxsim, path, keep, dim, dtypes):
     """What is masked is NaN, which nobody may look at."""
-    queries, documents = (torch.randn(4, n, 264).to(path.device, t) for n, t in zip((37, 390), dtypes, strict=True))
+    queries, documents = (torch.randn(4, n, dim).to(path.device, t) for n, t in zip((37, 390), dtypes, strict=True))
     q_mask, d_mask = (torch.rand(x.shape[:-1], device=path.device) < keep for x in (queries, documents))
     queries[~q_mask], documents[~d_mask] = torch.nan, torch.nan
     got = maxsim.maxsim(queries, documents, q_mask, d_mask, empty_score=-3.0)
@@ -100,15 +101,18 @@ def test_masks_of_any_pattern(maxsim, path, keep, dtypes):
 
 
 @pytest.mark.parametrize("dtypes", HALVES, ids=dtype_id)
-def test_strides_and_paddings_change_no_bit(maxsim, path, dtypes):
+@pytest.mark.parametrize("dim", [96, 100, 127, 128, 320])
+def test_strides_and_paddings_change_no_bit(maxsim, path, dim, dtypes):
     """Whatever the way that rows are loaded, products are added in the same order."""
-    queries, documents = (torch.randn(3, n, 320).to(path.device, t) for n, t in zip((45, 230), dtypes, strict=True))
+    queries, documents = (torch.randn(3, n, dim).to(path.device, t) for n, t in zip((45, 230), dtypes, strict=True))
     want = maxsim.maxsim(queries, documents)
-    for between in (1, 2):
-        wide = [x.new_full((*x.shape[:-1], between * 320 + 3), torch.nan) for x in (queries, documents)]
-        views = [x[..., : between * 320 : between].copy_(y) for x, y in zip(wide, (queries, documents), strict=True)]
+    for between, first, behind in ((1, 0, 3), (1, 1, 0), (1, 4, 28), (1, 2, 500), (2, 0, 3), (2, 3, 0)):
+        end = first + between * dim
+        wide = [x.new_full((*x.shape[:-1], end + behind), torch.nan) for x in (queries, documents)]
+        views = [x[..., first:end:between].copy_(y) for x, y in zip(wide, (queries, documents), strict=True)]
         assert maxsim.maxsim(*views).equal(want)
         assert maxsim.maxsim(queries, views[1]).equal(want)
+        assert maxsim.maxsim(views[0], documents).equal(want)
     apart = documents.repeat_interleave(2, dim=1)[:, ::2]
     assert maxsim.maxsim(queries, apart).equal(want)
 

@@ -40,6 +40,12 @@ __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, int by
                : "memory");
 }
 
+// Without arriving.
+__device__ __forceinline__ void mbarrier_expect(uint64_t* barrier, int bytes) {
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+
 // By shared addresses. The state that an arrival returns is not named: where registers are scarce, the assembler would
 // serialise products for its sake.
 __device__ __forceinline__ void mbarrier_arrive_at(uint32_t barrier) {

@@ -48,6 +48,10 @@ __device__ __forceinline__ void store_shared_1(uint32_t address, uint32_t byte) 
   asm volatile("st.shared.u8 [%0], %1;" ::"r"(address), "r"(byte) : "memory");
 }
 
+__device__ __forceinline__ void store_shared_8(uint32_t address, const uint2& value) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(value.x), "r"(value.y) : "memory");
+}
+
 __device__ __forceinline__ void store_shared_16(uint32_t address, const uint4& value) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(value.x), "r"(value.y), "r"(value.z),
                "r"(value.w)
