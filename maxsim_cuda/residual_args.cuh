@@ -9,7 +9,7 @@ namespace cuda {
 
 // What the prologue of the Hopper kernel leaves for it, and where the parts of a document come together.
 struct StreamPlan {
-  int32_t* out_of_order;    // a word from each block of the prologue
+  int32_t* out_of_order;    // a word from each block of the prologue that looked at documents
   int32_t* first_document;  // of each warp of a query group
   int32_t* arrivals;        // parts that are done, of the document that goes on behind a warp's part
   float* partials;          // [2 for each warp][query rows]: of the document it shares with warps before, and behind
@@ -21,7 +21,8 @@ struct StreamPlan {
   float* units;             // with similarities: what products are multiplied by, for each group
   uint4* table;             // similarities of every centroid with each group's queries (residual_table.cuh), or null
   int32_t groups, warps;    // of queries; for each group
-  int32_t prologue_blocks;
+  int32_t placing;          // blocks of the prologue that look at documents
+  int32_t likely_rows;      // of a warp's part, if documents have all rows; with similarities
 };
 
 struct ResidualArgs {

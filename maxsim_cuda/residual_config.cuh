@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../maxsim_common/problem.h"
+
 namespace maxsim {
 namespace cuda {
 
@@ -26,6 +28,12 @@ constexpr int kQueryBlockBytes = 32 * kMaxResidualDim * 2;
 
 // Tokens of a stream that a warp takes at least: fewer would not pay for finding them.
 constexpr int kLeastPart = 64;
+// How many each of `warps` warps takes, a multiple of `grain`.
+MAXSIM_INLINE int32_t part_rows(int64_t tokens, int warps, int grain) {
+  const auto share = static_cast<int32_t>(quotient(tokens + warps - 1, warps));
+  const int32_t rounded = share + grain - 1;
+  return (rounded > kLeastPart ? rounded : kLeastPart) / grain * grain;
+}
 
 // A warp decompresses 16 kTiles tokens a step, for kBlocks blocks of 32 query rows, which wait in shared memory: in
 // registers they would leave none for the rows in flight.

@@ -17,7 +17,7 @@ struct PrologueShared {
 };
 
 // One block of query rows, eight a warp: as columns of wgmma for the kernel behind, in the order of features that its
-// rows have, and as operands of mma.sync for the table. Asked for first, and used when everything else is on its way.
+// rows have, and as operands of mma.sync for the table. Asked for early, and used when everything else is on its way.
 template <class E>
 struct ColumnRows {
   Span query;
@@ -25,16 +25,20 @@ struct ColumnRows {
   bool inside, counts;
   RawQueryShare<E> raw;
 
+  // A query's only block.
+  __device__ __forceinline__ ColumnRows(const ResidualArgs& args, int query_number) {
+    row = token = threadIdx.x / 4;
+    query = span_of(args.problem.queries, query_number);
+    load(args.problem.queries);
+  }
+  // One of `width` blocks, which have as many whole queries as fit.
   __device__ __forceinline__ ColumnRows(const ResidualArgs& args, int64_t block, int width) {
-    const Segments& side = args.problem.queries;
     const int per_group = width / args.chunks, in_group = static_cast<int>(block % width);
     const int64_t number = block / width * per_group + in_group / args.chunks;
-    if (in_group < per_group * args.chunks) query = span_of(side, number);
+    if (in_group < per_group * args.chunks) query = span_of(args.problem.queries, number);
     row = threadIdx.x / 4;
     token = in_group % args.chunks * 32 + row;
-    inside = token < query.length;
-    counts = inside && token_kept(side, query, token);
-    raw.load(side, query, inside ? token : 0, inside);
+    load(args.problem.queries);
   }
 
   // kSide: lanes have 32 features side by side, else eight of every 32. Columns are multiplied by a power of two, which
@@ -78,6 +82,13 @@ struct ColumnRows {
     }
     __syncthreads();
   }
+
+ private:
+  __device__ __forceinline__ void load(const Segments& side) {
+    inside = token < query.length;
+    counts = inside && token_kept(side, query, token);
+    raw.load(side, query, inside ? token : 0, inside);
+  }
 };
 
 // Which document each warp's part begins with, and the scores of those without a token. True if offsets are not in
@@ -109,6 +120,16 @@ __device__ __forceinline__ bool place_documents(const ResidualArgs& args, int64_
   return out_of_order;
 }
 
+// Whether a word that this thread looks at says so. Nearly always there are fewer than threads, and one load, for which
+// nobody waits before all threads meet.
+__device__ __forceinline__ bool placed_out_of_order(const StreamPlan& plan) {
+  int any = threadIdx.x < plan.placing ? __ldcg(plan.out_of_order + threadIdx.x) : 0;
+#pragma unroll 1
+  for (int i = threadIdx.x + kResidualThreads; i < plan.placing; i += kResidualThreads)
+    any |= __ldcg(plan.out_of_order + i);
+  return any;
+}
+
 template <class E, int kBits, bool kTable, int kBlocks>
 __global__ void __launch_bounds__(kResidualThreads) residual_prologue(const __grid_constant__ ResidualArgs args) {
 #if __CUDA_ARCH__ >= 900
@@ -121,8 +142,8 @@ __global__ void __launch_bounds__(kResidualThreads) residual_prologue(const __gr
   const int64_t thread = number * kResidualThreads + threadIdx.x;
   const int64_t threads = static_cast<int64_t>(gridDim.y) * gridDim.x * kResidualThreads;
   bool out_of_order = false;
-  // Everything comes from memory at first, in the order in which it is asked for: it is all asked for at once, and
-  // centroids, which take longest, behind what is worked on until they are there.
+  // Everything comes from memory at first, so all of it is asked for before anything is waited for: centroids, which
+  // take longest, ahead of query rows, which take a hundred instructions to ask for.
   const IndexView& offsets = problem.documents.offsets;
   if (thread < problem.documents.count)
     prefetch_l2(static_cast<const char*>(offsets.data) + thread * offsets.stride * (offsets.wide ? 8 : 4));
@@ -134,9 +155,9 @@ __global__ void __launch_bounds__(kResidualThreads) residual_prologue(const __gr
     const float weight = Table::own_weight(args.index);
     const int64_t last = args.index.centroid_count - 1, step = static_cast<int64_t>(gridDim.x) * kResidualWarps * 16;
     int64_t first = (static_cast<int64_t>(blockIdx.x) * kResidualWarps + threadIdx.x / 32) * 16;
-    ColumnRows<E> rows(args, group, 1);
     CentroidTile<E> tile;
     if (first <= last) tile.load(static_cast<const E*>(args.index.centroids), first, last);
+    ColumnRows<E> rows(args, group);
     const float multiplier = Weight<E, kBits, true>::shared_multiplier(weight, shared.scratch);
     if (writes && group == 0) {
       for (int byte = threadIdx.x; byte < 256; byte += kResidualThreads) {
@@ -174,7 +195,7 @@ __global__ void __launch_bounds__(kResidualThreads) residual_prologue(const __gr
       ColumnRows<E>(args, block, kBlocks).template stage<false>(args, block, true, shared, [](float) { return 1.f; });
   }
   const bool any = __syncthreads_or(out_of_order);
-  if (threadIdx.x == 0) plan.out_of_order[number] = any;
+  if (threadIdx.x == 0 && number < plan.placing) plan.out_of_order[number] = any;
 }
 
 }  // namespace cuda

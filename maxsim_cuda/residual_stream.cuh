@@ -65,6 +65,7 @@ struct StreamStep {
   int32_t row = 0, last = 0, document = 0;
   bool ends = false;   // the document in this warp's part
   bool split = false;  // other warps have more of it
+  bool began = false;  // in front of this warp's part
 };
 
 // What a warp takes: rows `first` up to `beyond`, of documents from `document` on.
@@ -81,8 +82,7 @@ struct StreamParts {
   __device__ __forceinline__ StreamParts(const Segments& side, int warps, int grain)
       : base(side.offsets[0]), end(side.offsets[side.count]) {
     const int64_t tokens = base < 0 || base > end ? 0 : min(end, side.extent) - base;
-    const int64_t share = quotient(max(tokens, int64_t{0}) + warps - 1, warps);
-    rows = max(static_cast<int32_t>(share) + grain - 1, kLeastPart) / grain * grain;
+    rows = part_rows(max(tokens, int64_t{0}), warps, grain);
   }
   __device__ __forceinline__ int32_t of(int64_t row) const {
     return static_cast<int32_t>(static_cast<uint32_t>(row - base) / static_cast<uint32_t>(rows));
@@ -108,7 +108,7 @@ struct TokenStream {
   int32_t window, place = 0;      // the lanes' first document, and which of them this one is
   int32_t first = 0, beyond = 0;  // rows of the lane's document that are in the part
   uint32_t pending = 0;           // lanes whose documents are not begun
-  uint32_t split = 0;             // lanes whose documents are not all in the part
+  uint32_t split = 0, began = 0;  // lanes whose documents are not all in the part, and which of them begin before it
   int32_t row = 0, end = 0;       // of the present document
 
   __device__ __forceinline__ TokenStream(const Segments& side, const StreamPart& part)
@@ -121,7 +121,8 @@ struct TokenStream {
     const int32_t from = static_cast<int32_t>(span.first_row), to = from + span.length;
     first = max(from, part.first), beyond = min(to, part.beyond);
     pending = __ballot_sync(~0u, first < beyond);
-    split = __ballot_sync(~0u, from < part.first || to > part.beyond);
+    began = __ballot_sync(~0u, from < part.first);
+    split = began | __ballot_sync(~0u, to > part.beyond);
     // Where documents follow one another, none behind one that ends behind the part is in it.
     if (__any_sync(~0u, to >= part.beyond)) part.documents = min(part.documents, window + 32);
   }
@@ -157,6 +158,7 @@ struct TokenStream {
   }
   __device__ __forceinline__ int32_t document() const { return window + place; }
   __device__ __forceinline__ bool is_split() const { return split >> place & 1; }
+  __device__ __forceinline__ bool has_begun() const { return began >> place & 1; }
 
   __device__ __forceinline__ StreamStep next() {
     if (row >= end && !advance()) return {};
@@ -167,6 +169,7 @@ struct TokenStream {
     step.last = min(row, end) - 1;
     step.ends = row >= end;
     step.split = is_split();
+    step.began = has_begun();
     return step;
   }
 };

@@ -145,18 +145,23 @@ struct Lookup {
     return shared;
   }
 
-  // The same of entries that are one behind another in memory. Everything is asked for before anything is waited for.
-  static __device__ __forceinline__ void fill(unsigned char* table, const uint32_t* entries) {
-    constexpr int kPieces = kLookupBytes / 16 / kResidualThreads;
-    uint32_t entry[kPieces][kWords];
+  // A thread's part of the same, of entries that are one behind another in memory.
+  struct Pieces {
+    static constexpr int kCount = kLookupBytes / 16 / kResidualThreads;
+    struct alignas(kEntry) Entry {
+      uint32_t words[kWords];
+    } entries[kCount];
+
+    __device__ __forceinline__ explicit Pieces(const uint32_t* from) {
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i)
+      for (int i = 0; i < kCount; ++i)
+        entries[i] = reinterpret_cast<const Entry*>(from)[(i * kResidualThreads + threadIdx.x) / kSharing];
+    }
+    __device__ __forceinline__ void write(unsigned char* table) const {
 #pragma unroll
-      for (int word = 0; word < kWords; ++word)
-        entry[i][word] = entries[(i * kResidualThreads + threadIdx.x) / kSharing * kWords + word];
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) write_piece(table, i * kResidualThreads + threadIdx.x, entry[i]);
-  }
+      for (int i = 0; i < kCount; ++i) write_piece(table, i * kResidualThreads + threadIdx.x, entries[i].words);
+    }
+  };
 
   // This lane's copy within a row. Opaque, so that it stays one value in a register.
   static __device__ __forceinline__ uint32_t own() {

@@ -21,7 +21,8 @@ bool wants_table(const Problem& problem, const Residuals& r, int64_t chunks) {
 }
 
 // Parts of the workspace, one behind another; `bytes` gets how many there are.
-StreamPlan stream_plan(const Residuals& r, const StreamGrid& grid, char* workspace, int64_t* bytes) {
+StreamPlan stream_plan(const Residuals& r, const Segments& documents, const StreamGrid& grid, char* workspace,
+                       int64_t* bytes) {
   int64_t used = 0;
   const auto take = [&](auto*& part, int64_t count) {
     part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(workspace + used);
@@ -30,9 +31,11 @@ StreamPlan stream_plan(const Residuals& r, const StreamGrid& grid, char* workspa
   StreamPlan plan{};
   plan.groups = static_cast<int32_t>(grid.groups);
   plan.warps = static_cast<int32_t>(grid.blocks * kResidualWarps);
-  plan.prologue_blocks = static_cast<int32_t>(grid.prologue * (grid.table ? grid.groups : 1));
+  plan.placing = static_cast<int32_t>(std::min(grid.prologue * (grid.table ? grid.groups : 1),
+                                               std::max<int64_t>(1, ceil_div(documents.count, kResidualThreads))));
   const int64_t warps = grid.groups * plan.warps, blocks = grid.groups * grid.width;
-  take(plan.out_of_order, plan.prologue_blocks);
+  plan.likely_rows = part_rows(documents.extent, plan.warps, 16);
+  take(plan.out_of_order, plan.placing);
   take(plan.first_document, plan.warps);
   take(plan.arrivals, warps);
   take(plan.partials, warps * 2 * grid.width * 32);
@@ -70,12 +73,12 @@ StreamGrid sm90_residual_grid(const Problem& problem, const Residuals& r, int64_
                                     : std::max(groups * grid.width, ceil_div(documents.count, kResidualThreads));
   grid.prologue =
       std::max<int64_t>(1, std::min<int64_t>(wanted, int64_t{kProloguePerSm} * sms / (grid.table ? groups : 1)));
-  stream_plan(r, grid, nullptr, &grid.bytes);
+  stream_plan(r, documents, grid, nullptr, &grid.bytes);
   return grid;
 }
 
 void sm90_residual(ResidualArgs args, const StreamGrid& grid, void* workspace, cudaStream_t stream) {
-  args.stream = stream_plan(args.index, grid, static_cast<char*>(workspace), nullptr);
+  args.stream = stream_plan(args.index, args.problem.documents, grid, static_cast<char*>(workspace), nullptr);
   args.index.centroid_type == DType::f16 ? sm90_residual_f16(args, grid, stream)
                                          : sm90_residual_bf16(args, grid, stream);
 }

@@ -30,9 +30,7 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90Residual<kBlocks, kBits>
   const float multiplier = Table::template build<E>(lookup, args.index);
   asm volatile("griddepcontrol.wait;" ::: "memory");
   const int32_t document = __ldcg(plan.first_document + number);
-  bool out_of_order = false;
-  for (int i = threadIdx.x; i < plan.prologue_blocks; i += kResidualThreads)
-    out_of_order |= __ldcg(plan.out_of_order + i) != 0;
+  const bool out_of_order = placed_out_of_order(plan);
   constexpr int kChunksPerBlock = kQueryBlockBytes / 16;
   const uint4* columns_from = plan.columns + int64_t{blockIdx.y} * kBlocks * kChunksPerBlock;
 #pragma unroll 4
@@ -120,7 +118,7 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90Residual<kBlocks, kBits>
       ptx::wgmma_settled(c[b % 2]);
       columns[b].take(c[b % 2], factors.low[0], factors.high[0]);
     }
-    if (now.ends) scores.finish(columns, now.document, now.split, stream.part.first, others);
+    if (now.ends) scores.finish(columns, now.document, now.split, now.began, others);
     now = next;
     next = after;
   }

@@ -48,10 +48,10 @@ struct Sm90ResidualScores {
     return args.stream.partials + at * kBlocks * 32 + threadIdx.x % 32;
   }
 
-  // A document's maxima in this warp's part, of whose rows the first is `first`. `others` gets a document that other
-  // warps have a part of too: [0] in front of this warp's other tokens, [1] behind them.
-  __device__ __forceinline__ void finish(PositiveColumns (&columns)[kBlocks], int32_t document, bool split,
-                                         int64_t first, int32_t (&others)[2]) {
+  // A document's maxima in this warp's part. `others` gets a document that other warps have a part of too: [0] one that
+  // `began` in front of the part, [1] one that begins in it.
+  __device__ __forceinline__ void finish(PositiveColumns (&columns)[kBlocks], int32_t document, bool split, bool began,
+                                         int32_t (&others)[2]) {
     float best[kBlocks];
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
@@ -59,10 +59,9 @@ struct Sm90ResidualScores {
       columns[b].reset();
     }
     if (!split) return write(document, best);
-    const bool behind = args.problem.documents.offsets[document] >= first;
-    (behind ? others[1] : others[0]) = document;
+    (began ? others[0] : others[1]) = document;
 #pragma unroll
-    for (int b = 0; b < kBlocks; ++b) shared.split[threadIdx.x / 32][behind][b][threadIdx.x % 32] = best[b];
+    for (int b = 0; b < kBlocks; ++b) shared.split[threadIdx.x / 32][!began][b][threadIdx.x % 32] = best[b];
   }
 
   // The parts of documents that this warp has in front of its other tokens [0] and behind them [1], -1 where there is
@@ -72,12 +71,15 @@ struct Sm90ResidualScores {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int first[2] = {}, last[2] = {};
 #pragma unroll
-    for (int behind = 0; behind < 2; ++behind) {
+    for (int behind = 0; behind < 2; ++behind)
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b)
+        if (documents[behind] >= 0) __stcg(slot(number, behind) + 32 * b, shared.split[warp][behind][b][lane]);
+#pragma unroll
+    for (int behind = 0; behind < 2; ++behind) {  // while these are on their way
       if (documents[behind] < 0) continue;
       first[behind] = parts.of(side.offsets[documents[behind]]);
       last[behind] = parts.of(side.offsets[documents[behind] + 1] - 1);
-#pragma unroll
-      for (int b = 0; b < kBlocks; ++b) __stcg(slot(number, behind) + 32 * b, shared.split[warp][behind][b][lane]);
     }
     __syncwarp();
     int before = -1;

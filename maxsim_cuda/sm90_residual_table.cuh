@@ -55,12 +55,9 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90ResidualTable::kPerSm)
   const StreamPlan& plan = args.stream;
   const int group = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int number = blockIdx.x * kResidualWarps + warp;
-  const StreamParts parts(side, plan.warps, 16);
   // Steps behind the end are those in front of it again, of no document.
-  const int32_t most = static_cast<int32_t>(side.extent) - 16, steps = parts.rows / 16;
-  int32_t first = static_cast<int32_t>(max(min(parts.base + int64_t{number} * parts.rows, int64_t{most}), int64_t{0}));
-  int32_t beyond = most - first;
-  asm volatile("" : "+r"(first), "+r"(beyond));  // else they are worked out again at every step
+  const int32_t most = static_cast<int32_t>(side.extent) - 16;
+  int32_t first, beyond;
   const auto row_of = [&](int step) { return first + min(16 * step, beyond); };
   const StreamLines<kBits, kCode, true> lines(args);
   // Where a lane's own tokens are, of the first 16 rows.
@@ -71,24 +68,32 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90ResidualTable::kPerSm)
   const unsigned char* bytes = args.index.bytes + (4 * token + lane % 4) * (4 * kBits);
   asm volatile("" : "+l"(codes.data), "+l"(inverse_norms), "+l"(bytes));
   StoredTokens<kBits, kCode> tokens, begin;
-  begin.load_codes(codes, inverse_norms, row_of(0));
-  tokens.load_packed(bytes, row_of(0));
-  tokens.load_codes(codes, inverse_norms, row_of(1));
-  for (int i = 1; i < Sm90ResidualTable::kAhead; ++i) lines.prefetch(row_of(i));
+  const auto begin_part = [&](int64_t base, int32_t rows) {
+    first = static_cast<int32_t>(max(min(base + int64_t{number} * rows, int64_t{most}), int64_t{0}));
+    beyond = most - first;
+    asm volatile("" : "+r"(first), "+r"(beyond));  // else they are worked out again at every step
+    begin.load_codes(codes, inverse_norms, row_of(0));
+    tokens.load_packed(bytes, row_of(0));
+    tokens.load_codes(codes, inverse_norms, row_of(1));
+    for (int i = 0; i < Sm90ResidualTable::kAhead; ++i) lines.prefetch(row_of(i));
+  };
+  // Documents nearly always have all rows: tokens are on their way before the offsets have said so.
+  begin_part(0, plan.likely_rows);
+  const StreamParts parts(side, plan.warps, 16);
+  if (parts.base != 0 || parts.rows != plan.likely_rows) begin_part(parts.base, parts.rows);
+  const int32_t steps = parts.rows / 16;
 
   asm volatile("griddepcontrol.wait;" ::: "memory");
-  const int32_t document = plan.first_document[number];
+  // Everything is asked for before anything is waited for. Where the document's tokens are is asked when it is known.
+  const auto document = static_cast<int32_t>(ptx::load_4_of_l2_now(plan.first_document + number));
   const float unit = plan.units[group];
-  bool out_of_order = false;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < plan.prologue_blocks; i += kResidualThreads) out_of_order |= plan.out_of_order[i] != 0;
-  constexpr int kChunksPerBlock = kQueryBlockBytes / 16;
+  const bool out_of_order = placed_out_of_order(plan);
+  constexpr int kChunks = kQueryBlockBytes / 16, kChunksPerThread = kChunks / kResidualThreads;
+  uint4 chunks[kChunksPerThread];
 #pragma unroll
-  for (int i = 0; i < kChunksPerBlock / kResidualThreads; ++i) {
-    const int chunk = i * kResidualThreads + threadIdx.x;
-    reinterpret_cast<uint4*>(staged)[chunk] = plan.columns[group * kChunksPerBlock + chunk];
-  }
-  Table::fill(lookup, plan.entries);
+  for (int i = 0; i < kChunksPerThread; ++i)
+    chunks[i] = plan.columns[group * kChunks + i * kResidualThreads + threadIdx.x];
+  const typename Table::Pieces pieces(plan.entries);
   if (threadIdx.x < 32) shared.factors[0][lane] = __ldcg(plan.factors + group * 32 + lane);
   if (threadIdx.x == 0) shared.kept[0] = __ldcg(plan.kept + group), shared.valid[0] = __ldcg(plan.valid + group);
   const uint4* const table = plan.table + 4 * group * args.index.centroid_count + lane % 4;
@@ -99,6 +104,10 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90ResidualTable::kPerSm)
   begin.gather(table, limit, unit, similarities, factors[0]);
   TokenStream stream(side, parts.part(number, document, side.count));
   stream.look();
+#pragma unroll
+  for (int i = 0; i < kChunksPerThread; ++i)
+    reinterpret_cast<uint4*>(staged)[i * kResidualThreads + threadIdx.x] = chunks[i];
+  pieces.write(lookup);
   ptx::fence_async_proxy();
   if (__syncthreads_or(out_of_order)) {  // which leaves nothing to share out
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * kResidualThreads + threadIdx.x; i < side.count;
@@ -154,7 +163,7 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90ResidualTable::kPerSm)
         columns[0].take_some(c, low, high, low_above, high_above, own_row >= stream.row && own_row < stream.end,
                              own_row + 8 >= stream.row && own_row + 8 < stream.end);
         if (stream.end > row + 16) break;
-        scores.finish(columns, stream.document(), stream.is_split(), stream.part.first, others);
+        scores.finish(columns, stream.document(), stream.is_split(), stream.has_begun(), others);
         advance();
         if (stream.row >= row + 16) break;
       }

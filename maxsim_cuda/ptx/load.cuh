@@ -54,6 +54,12 @@ __device__ __forceinline__ uint4 load_16_now(const void* global) {
   return out;
 }
 
+// Of what an earlier kernel wrote.
+__device__ __forceinline__ uint32_t load_4_of_l2_now(const void* global) {
+  uint32_t out;
+  asm volatile("ld.global.cg.b32 %0, [%1];" : "=r"(out) : "l"(global));
+  return out;
+}
 // As load_16_now, of what lies in L2 and is seldom asked for twice by one SM.
 __device__ __forceinline__ uint4 load_16_of_l2_now(const void* global) {
   uint4 out;
