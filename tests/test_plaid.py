@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import pytest
@@ -340,6 +340,44 @@ def test_hostile_offsets(maxsim: ModuleType, path: Path) -> None:
         else:
             with pytest.raises(ValueError, match="cu_seqlens_d"):
                 maxsim.plaid.maxsim_residual_varlen(index.queries, codes, residuals, hostile, *rest)
+
+
+def test_an_offset_among_many_that_falls(maxsim: ModuleType, path: Path) -> None:
+    index = Index.random(2, 128, torch.float16, path.device, (1, 32), (1,) * 20000)
+    codes, residuals, offsets, *rest = index.packed
+    clean = maxsim.plaid.maxsim_residual_varlen(index.queries, codes, residuals, offsets, *rest)
+    offsets[17000] = 3
+    if path.device == "cpu":
+        with pytest.raises(ValueError, match="cu_seqlens_d"):
+            maxsim.plaid.maxsim_residual_varlen(index.queries, codes, residuals, offsets, *rest)
+        return
+    got = maxsim.plaid.maxsim_residual_varlen(index.queries, codes, residuals, offsets, *rest)
+    assert got[:, 16999].isnan().all()
+    for others in (slice(0, 16999), slice(17001, 20000)):
+        assert torch.equal(got[:, others], clean[:, others])
+
+
+@pytest.mark.parametrize("queries", [(1, 32), (3, 40)], ids=str)
+@pytest.mark.parametrize(("before", "behind"), [(0, 40), (37, 0), (16, 333)])
+def test_documents_of_some_rows(
+    maxsim: ModuleType, path: Path, queries: tuple[int, int], before: int, behind: int
+) -> None:
+    """Offsets may end in front of the last row. Kernels that read them also stand a beginning behind the first."""
+    if before and path.device == "cpu":
+        pytest.skip("must begin with 0 where somebody reads them first")
+    index = Index.random(2, 128, torch.float16, path.device, queries, (300, 0, 5, 700, 64), 300)
+    codes, residuals, offsets, *rest = index.packed
+    more = [torch.cat([rows[:before], rows, rows[:behind]]) for rows in (codes, residuals)]
+    some = (*more, offsets + before, *rest)
+    for normalize in (True, False):
+        want = maxsim.plaid.maxsim_residual_varlen(index.queries, *index.packed, normalize=normalize)
+        got = maxsim.plaid.maxsim_residual_varlen(index.queries, *some, normalize=normalize)
+        assert torch.equal(got, want)
+    prepared = maxsim.plaid.prepare_index(*index.packed)
+    want = prepared.score(index.queries)
+    assert_close(want, index, True, LIMITS[torch.float16])
+    some_prepared = maxsim.plaid.prepare_index(*more, index.packed[2], *rest)
+    assert torch.equal(replace(some_prepared, offsets=offsets + before).score(index.queries), want)
 
 
 def test_one_query_token(maxsim: ModuleType, path: Path) -> None:
