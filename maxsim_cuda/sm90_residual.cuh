@@ -27,6 +27,11 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90Residual<kBlocks, kBits>
   const int number = blockIdx.x * kResidualWarps + warp;
   const StreamParts parts(side, plan.warps, 1);
 
+  const StreamLines<kBits, kCode, false> lines(args);
+  for (int i = 0; i < kStreamAhead; ++i) {  // where the part begins, if offsets are in order
+    const int64_t row = parts.base + int64_t{number} * parts.rows + 16 * i;
+    lines.prefetch(static_cast<int32_t>(max(min(row, side.extent - 1), int64_t{0})));
+  }
   const float multiplier = Table::template build<E>(lookup, args.index);
   asm volatile("griddepcontrol.wait;" ::: "memory");
   const int32_t document = __ldcg(plan.first_document + number);
@@ -69,7 +74,6 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90Residual<kBlocks, kBits>
   Step<E, kBits, 1, true> step;
   StreamCode<kCode> code, ahead;
   const auto load_code = [&](const StreamStep& of) { ahead.load(args.index.codes, min(of.row + lane % 16, of.last)); };
-  const StreamLines<kBits, kCode, false> lines(args);
   const auto load_rows = [&](const StreamStep& of) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) step.packed[j].load(args, min(of.row + 8 * j + lane / 4, of.last));
