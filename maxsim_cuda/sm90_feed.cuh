@@ -199,7 +199,7 @@ struct Sm90Feed {
 #pragma unroll 1
       for (int row = lane; row < rows; row += 32)
         copy_piece(from + row * stride, row_elements(side) * size, to + row * C::kStagedRowBytes);
-    else if (lane == 0 && rows)
+    else if (lane == 0 && rows > 0)
       copy_piece(from, rows * stride, to);
     __syncwarp();
   }

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     if (!C::kLoose) ptx::tma_prefetch(&query_map);
   }
   // Who arrives on `scaled`: each lane for its copies or for the factors that it wrote, or a warp when it is done.
-  constexpr int kScalers = C::kLoose                    ? kPlacers<C> * (kColumns == Columns::norms ? 32 : 1)
+  constexpr int kScalers = C::kLoose                    ? kPlacers<C> * 32
                            : C::kSplit                  ? Sm90Splitter<C>::kArrivals
                            : kColumns == Columns::norms ? kScaleThreads
                            : !has_factors(kColumns)     ? (C::kWidens ? C::kMoreWarps : kLoaderWarps)

@@ -113,16 +113,14 @@ struct Sm90Placer {
             ptx::store_shared_8(to[i] + moved, value[i]);
           }
         }
-      __syncwarp();
-      if (lane == 0) ptx::mbarrier_arrive(&shared.came_empty[at]);
+      ptx::mbarrier_arrive(&shared.came_empty[at]);
       if constexpr (kColumns == Columns::norms) {
         sync_placers();
         for (int row = thread(); row < C::N; row += kThreads)
           shared.token_scale[at][row] = inverse_norm_of<C, T>(tiles + at * C::kTileBytes, C::N, row);
       }
       ptx::fence_async_proxy();
-      __syncwarp();
-      if (kColumns == Columns::norms || lane == 0) ptx::mbarrier_arrive(&shared.scaled[at]);
+      ptx::mbarrier_arrive(&shared.scaled[at]);
       if (flags & (StageInfo::kNewQueries | StageInfo::kEnd)) return flags;
     }
   }

@@ -80,7 +80,7 @@ struct Sm90Shared {
       if (C::kLoose) ptx::mbarrier_init(&queries_named[i], 32);
       ptx::mbarrier_init(&queries_empty[i], (C::kGroups * 4 + 1) * 32);  // and the finisher
     }
-    for (int i = 0; C::kLoose && i < kCame; ++i) ptx::mbarrier_init(&came_empty[i], kPlacers<C>);
+    for (int i = 0; C::kLoose && i < kCame; ++i) ptx::mbarrier_init(&came_empty[i], kPlacers<C> * 32);
     for (int i = 0; kOnlyMarked<C> && i < kPages; ++i) {
       ptx::mbarrier_init(&pages_full[i], 32);
       ptx::mbarrier_init(&pages_empty[i], 32);

@@ -8,6 +8,7 @@ import helpers
 import pytest
 import torch
 from helpers import DTYPES, LAYOUTS, Batch, assert_scores, dtype_id, layout_id, tolerance, truth
+from torch import Tensor
 
 HALVES = DTYPES[1:3]
 
@@ -17,6 +18,25 @@ def _ragged(layout, dim: int, dtypes: tuple[torch.dtype, torch.dtype], device: s
     return Batch.random(query_lengths, [210, 1, 0, 5, 340, 40], dim, dtypes, device)
 
 
+def _assert_laid(laid, batch: Batch, limit: float) -> Tensor:
+    """Scores, which it returns, and winners against float64."""
+    scores = laid.score(laid.queries, laid.documents)
+    assert_scores(scores, laid, batch, limit)
+    if laid.score_with_argmax is None:
+        return scores
+    with_argmax, argmax = laid.score_with_argmax(laid.queries, laid.documents)
+    assert torch.equal(with_argmax, scores)
+    for (i, j), winners in zip(laid.pairs, argmax.view(-1, argmax.shape[-1]), strict=True):
+        pair, count = truth(batch.queries[i], batch.documents[j]), len(batch.queries[i])
+        assert (winners[count if pair.filled else 0 :] == -1).all()
+        if pair.filled and count:
+            rows = torch.arange(count, device=winners.device)
+            won = pair.similarities[rows, winners[:count].long()]
+            best = pair.similarities.amax(dim=-1)
+            assert ((best - won) <= 1e-4 * best.abs().clamp_min(1)).all()
+    return scores
+
+
 @pytest.mark.parametrize("dtypes", HALVES, ids=dtype_id)
 @pytest.mark.parametrize("dim", [20, 100, 102, 127, 136, 200])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=layout_id)
@@ -24,22 +44,18 @@ def test_every_layout(maxsim, path, layout, dim, dtypes):
     """Against float64, and bit for bit against each pair alone."""
     batch = _ragged(layout, dim, dtypes, path.device)
     laid = layout(maxsim, batch)
-    scores = laid.score(laid.queries, laid.documents)
-    assert_scores(scores, laid, batch, tolerance(*dtypes))
+    scores = _assert_laid(laid, batch, tolerance(*dtypes))
     alone = [maxsim.maxsim(batch.queries[i], batch.documents[j]).item() for i, j in laid.pairs]
     assert scores.flatten().tolist() == alone
-    if laid.score_with_argmax is None:
-        return
-    with_argmax, argmax = laid.score_with_argmax(laid.queries, laid.documents)
-    assert torch.equal(with_argmax, scores)
-    for (i, j), winners in zip(laid.pairs, argmax.view(-1, argmax.shape[-1]), strict=True):
-        pair, count = truth(batch.queries[i], batch.documents[j]), len(batch.queries[i])
-        assert (winners[count if pair.filled else 0 :] == -1).all()
-        if pair.filled and count:
-            rows = torch.arange(count, device=path.device)
-            won = pair.similarities[rows, winners[:count].long()]
-            best = pair.similarities.amax(dim=-1)
-            assert ((best - won) <= 1e-4 * best.abs().clamp_min(1)).all()
+
+
+@pytest.mark.parametrize("dtypes", HALVES, ids=dtype_id)
+@pytest.mark.parametrize("dim", [100, 127, 264])
+@pytest.mark.parametrize("layout, longest", [(helpers.candidates, 3500), (helpers.varlen, 14000)])
+def test_long_documents_beside_short_ones(maxsim, path, layout, longest, dim, dtypes):
+    """So long that several thread blocks share documents, and some have none of a short one's tokens."""
+    batch = Batch.random([9], [1, 0, 9, longest], dim, dtypes, path.device)
+    _assert_laid(layout(maxsim, batch), batch, tolerance(*dtypes))
 
 
 @pytest.mark.parametrize("dtypes", HALVES, ids=dtype_id)
