@@ -234,10 +234,9 @@ using Sm90WidenPaired =
 template <int kAtomBytes>
 using Sm90Turned = Sm90Config<1, 1, 64, 1, 6 * 64 * kAtomBytes, 2, 2, 0, kAtomBytes, Spread::none, false, true>;
 
-// Loose rows: as many tiles that have come as tiles that are placed, each a ring of its own. A short query has one
-// block an SM, because two of 64 columns with two placing warps each were 3 % slower, and 30 % where rows lie at odd
-// addresses and queries are many: six warps place a tile in less time than it takes to come, twelve wait for their
-// instructions.
+// Loose rows: as many tiles that have come as tiles that are placed, each a ring of its own. Six warps place a tile in
+// less time than it takes to come; two take longer, most where rows lie at odd addresses, and thirteen wait for their
+// instructions. So a short query has one block an SM: two blocks with two placing warps each are slower.
 using Sm90LooseLean = Sm90Config<1, 1, 104, 2, 3 * (2 * 104 * 272), 1, 2, 4, 128, Spread::loose>;
 using Sm90LooseMiddle = Sm90Config<2, 1, 112, 2, 3 * (2 * 112 * 272), 1, 1, 4, 128, Spread::loose>;
 // Four math warpgroups and one that places would have 80 registers a thread.
