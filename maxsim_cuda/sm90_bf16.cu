@@ -13,9 +13,9 @@ void sm90_select(const ForwardArgs& args, cudaStream_t stream) {
     if (turned(args)) return f16 ? sm90_select_turned_f16(args, stream) : sm90_select_turned_bf16(args, stream);
     return f16 ? sm90_select_widened_f16(args, stream) : sm90_select_widened_bf16(args, stream);
   }
-  if (mma_splits(args.problem) && !sm90_takes_stored(args.problem)) return sm90_select_split(args, stream);
-  if (!sm90_takes_stored(args.problem) && loose(args.problem)) {
-    return f16 ? sm90_select_loose_f16(args, stream) : sm90_select_loose_bf16(args, stream);
+  if (!sm90_takes_stored(args.problem)) {
+    if (mma_splits(args.problem)) return sm90_select_split(args, stream);
+    if (loose(args.problem)) return f16 ? sm90_select_loose_f16(args, stream) : sm90_select_loose_bf16(args, stream);
   }
   switch (args.problem.queries.dtype) {
     case DType::bf16:

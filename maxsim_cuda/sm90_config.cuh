@@ -237,10 +237,12 @@ using Sm90Turned = Sm90Config<1, 1, 64, 1, 6 * 64 * kAtomBytes, 2, 2, 0, kAtomBy
 // Loose rows: as many tiles that have come as tiles that are placed, each a ring of its own. Six warps place a tile in
 // less time than it takes to come; two take longer, most where rows lie at odd addresses, and thirteen wait for their
 // instructions. So a short query has one block an SM: two blocks with two placing warps each are slower.
-using Sm90LooseLean = Sm90Config<1, 1, 104, 2, 3 * (2 * 104 * 272), 1, 2, 4, 128, Spread::loose>;
-using Sm90LooseMiddle = Sm90Config<2, 1, 112, 2, 3 * (2 * 112 * 272), 1, 1, 4, 128, Spread::loose>;
+template <int N>
+constexpr int kLooseStage = N * 256 + N * (256 + 16) + 16;  // a placed tile, and one as it came
+using Sm90LooseLean = Sm90Config<1, 1, 104, 2, 3 * kLooseStage<104>, 1, 2, 4, 128, Spread::loose>;
+using Sm90LooseMiddle = Sm90Config<2, 1, 112, 2, 3 * kLooseStage<112>, 1, 1, 4, 128, Spread::loose>;
 // Four math warpgroups and one that places would have 80 registers a thread.
-using Sm90LoosePaired = Sm90Config<2, 2, 104, 2, 2 * (2 * 104 * 272), 1, 1, 4, 128, Spread::loose>;
+using Sm90LoosePaired = Sm90Config<2, 2, 104, 2, 2 * kLooseStage<104>, 1, 1, 4, 128, Spread::loose>;
 
 struct Sm90Args : ForwardArgs {
   bool tma;                              // both sides can be described by a tensor map

@@ -17,7 +17,7 @@ constexpr int kStreamAhead = 4;
 // A block of threads is one warpgroup, and holds a look-up table of 32 KB and 8 KB for each block of queries.
 //
 //                registers  blocks an SM  why
-//   one block      144         3          32 of them are centroids on their way; at 128 they spill
+//   one block      145         3          32 of them are centroids on their way; at 128 they spill
 //   8 blocks       255         2          64 maxima, 32 sums, 32 rows, 32 centroids
 template <int kBlocks, int kBits>
 struct Sm90Residual {

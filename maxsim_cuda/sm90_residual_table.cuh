@@ -88,11 +88,11 @@ __global__ void __launch_bounds__(kResidualThreads, Sm90ResidualTable::kPerSm)
   const auto document = static_cast<int32_t>(ptx::load_4_of_l2_now(plan.first_document + number));
   const float unit = plan.units[group];
   const bool out_of_order = placed_out_of_order(plan);
-  constexpr int kChunks = kQueryBlockBytes / 16, kChunksPerThread = kChunks / kResidualThreads;
+  constexpr int kBlockChunks = kQueryBlockBytes / 16, kChunksPerThread = kBlockChunks / kResidualThreads;
   uint4 chunks[kChunksPerThread];
 #pragma unroll
   for (int i = 0; i < kChunksPerThread; ++i)
-    chunks[i] = plan.columns[group * kChunks + i * kResidualThreads + threadIdx.x];
+    chunks[i] = plan.columns[group * kBlockChunks + i * kResidualThreads + threadIdx.x];
   const typename Table::Pieces pieces(plan.entries);
   if (threadIdx.x < 32) shared.factors[0][lane] = __ldcg(plan.factors + group * 32 + lane);
   if (threadIdx.x == 0) shared.kept[0] = __ldcg(plan.kept + group), shared.valid[0] = __ldcg(plan.valid + group);

@@ -293,17 +293,6 @@ void select_loose(const ForwardArgs& args, cudaStream_t stream) {
                          : select_loose_form<T, Columns::plain>(args, stream);
 }
 
-// Whether a side's rows lie where a tensor map can say.
-bool maps(const Segments& side) {
-  const auto stride = [&](int64_t elements, bool stepped) -> cuuint64_t {
-    return stepped ? elements * element_size(side.dtype) : 0;
-  };
-  const bool padded = !side.packed();
-  return maps(side,
-              {stride(side.token_stride, side.extent > 1), stride(side.segment_stride.inner, padded && side.inner > 1),
-               stride(side.segment_stride.outer, padded && side.count > side.inner)});
-}
-
 // Whether document rows begin anywhere, or query rows do. What has other memory between its features is left to loads.
 bool loose(const Problem& problem) {
   return problem.documents.feature_stride == 1 && !(maps(problem.queries) && maps(problem.documents));

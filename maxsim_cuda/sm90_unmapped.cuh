@@ -1,5 +1,6 @@
 // Rows that no tensor map describes, by ordinary loads of the loader warps: those whose bytes 16 does not divide, which
-// begin anywhere between the addresses that the copy engine counts in, and those whose features lie apart.
+// begin anywhere between the addresses that the copy engine counts in, and those whose features lie apart. Documents of
+// the first kind come another way where features have 16 bits (sm90_loose.cuh).
 #pragma once
 
 #include "ptx/load.cuh"

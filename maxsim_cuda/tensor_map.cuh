@@ -30,21 +30,23 @@ CUtensorMapDataType map_type(DType type) {
                               : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
 }
 
-// Whether alignment and strides of the bytes from one row, inner and outer segment to the next allow a tensor map.
-template <int kStrides>
-bool maps(const Segments& side, const cuuint64_t (&strides)[kStrides]) {
-  return side.feature_stride == 1 && reinterpret_cast<uintptr_t>(side.data) % 16 == 0 &&
-         std::none_of(strides, strides + kStrides, [](cuuint64_t stride) { return stride % 16 || stride >> 40; });
+// Whether alignment and strides allow a tensor map of so many sizes and of the bytes from one to the next. Strides that
+// are never stepped along become ones that do.
+template <int kRank>
+bool maps(const Segments& side, const cuuint64_t (&sizes)[kRank], cuuint64_t (&strides)[kRank - 1]) {
+  if (side.feature_stride != 1 || reinterpret_cast<uintptr_t>(side.data) % 16) return false;
+  for (int i = 0; i < kRank - 1; ++i) {
+    if (sizes[i + 1] == 1) strides[i] = 16;
+    if (strides[i] % 16 || strides[i] >> 40) return false;
+  }
+  return true;
 }
 
-// False where they do not. L2 fetches a line at a time: two at once cost a long
-// stream 5 % of its speed.
+// False where they do not allow it. L2 fetches a line at a time: two at once cost a long stream 5 % of its speed.
 template <int kRank>
 bool encode(const Segments& side, CUtensorMap* map, const cuuint64_t (&sizes)[kRank], cuuint64_t (&strides)[kRank - 1],
             const cuuint32_t (&box)[kRank], CUtensorMapSwizzle swizzle) {
-  for (int i = 0; i < kRank - 1; ++i)
-    if (sizes[i + 1] == 1) strides[i] = 16;  // never stepped along
-  if (!maps(side, strides)) return false;
+  if (!maps(side, sizes, strides)) return false;
   cuuint32_t step[kRank];
   std::fill_n(step, kRank, 1);
   return encoder()(map, map_type(side.dtype), kRank, const_cast<void*>(side.data), sizes, strides, box, step,
@@ -52,18 +54,32 @@ bool encode(const Segments& side, CUtensorMap* map, const cuuint64_t (&sizes)[kR
                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-// A [dim, rows, inner, outer] view of one side, in boxes of so many rows and bytes of each.
+// A [dim, rows, inner, outer] view of one side.
+struct SideView {
+  cuuint64_t sizes[4], strides[3];
+
+  explicit SideView(const Segments& side)
+      : sizes{static_cast<cuuint64_t>(row_elements(side)), static_cast<cuuint64_t>(std::max<int64_t>(side.extent, 1)),
+              static_cast<cuuint64_t>(side.packed() ? 1 : side.inner),
+              static_cast<cuuint64_t>(side.packed() ? 1 : std::max<int64_t>(side.count / side.inner, 1))} {
+    const cuuint64_t size = element_size(side.dtype);
+    strides[0] = static_cast<cuuint64_t>(side.token_stride) * size;
+    strides[1] = static_cast<cuuint64_t>(side.segment_stride.inner) * size;
+    strides[2] = static_cast<cuuint64_t>(side.segment_stride.outer) * size;
+  }
+};
+
+bool maps(const Segments& side) {
+  SideView view(side);
+  return maps(side, view.sizes, view.strides);
+}
+
+// In boxes of so many rows and bytes of each.
 bool describe(const Segments& side, int box_rows, CUtensorMap* map, int box_bytes = 128) {
-  const int64_t outer = side.packed() ? 1 : side.count / side.inner;
-  const cuuint64_t size = element_size(side.dtype);
-  const cuuint64_t sizes[4] = {
-      static_cast<cuuint64_t>(row_elements(side)), static_cast<cuuint64_t>(std::max<int64_t>(side.extent, 1)),
-      static_cast<cuuint64_t>(side.packed() ? 1 : side.inner), static_cast<cuuint64_t>(std::max<int64_t>(outer, 1))};
-  cuuint64_t strides[3] = {static_cast<cuuint64_t>(side.token_stride) * size,
-                           static_cast<cuuint64_t>(side.segment_stride.inner) * size,
-                           static_cast<cuuint64_t>(side.segment_stride.outer) * size};
-  const cuuint32_t box[4] = {static_cast<cuuint32_t>(box_bytes / size), static_cast<cuuint32_t>(box_rows), 1, 1};
-  return encode(side, map, sizes, strides, box,
+  SideView view(side);
+  const cuuint32_t box[4] = {static_cast<cuuint32_t>(box_bytes / element_size(side.dtype)),
+                             static_cast<cuuint32_t>(box_rows), 1, 1};
+  return encode(side, map, view.sizes, view.strides, box,
                 box_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B);
 }
 
