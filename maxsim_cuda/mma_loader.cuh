@@ -51,7 +51,7 @@ struct MmaLoader {
   char* queries;  // resident
   char* ring;
   int thread, warp, lane, chunks;
-  bool query_aligned, document_aligned;  // 16 bytes of a row can be fetched at a time
+  int query_alignment, document_alignment;  // how many bytes of a row can be fetched at a time: 16, 4 or a feature
   UnitWalk<C::kBlocks> walk;
   int at = 0;  // of the step that is loaded next
 
@@ -64,14 +64,15 @@ struct MmaLoader {
         warp(threadIdx.x / 32),
         lane(threadIdx.x % 32),
         chunks(chunks_),
-        query_aligned(aligned(args_.problem.queries)),
-        document_aligned(aligned(args_.problem.documents)),
+        query_alignment(alignment(args_.problem.queries)),
+        document_alignment(alignment(args_.problem.documents)),
         walk(args_, shared_.ahead) {}
 
-  __device__ __forceinline__ static bool aligned(const Segments& side) {
+  __device__ __forceinline__ static int alignment(const Segments& side) {
+    if (side.feature_stride != 1) return 1;
     const int64_t strides = side.token_stride | side.segment_stride.inner | side.segment_stride.outer;
-    return side.feature_stride == 1 &&
-           ((reinterpret_cast<uintptr_t>(side.data) | strides * element_size(side.dtype)) & 15) == 0;
+    const uint64_t bytes = reinterpret_cast<uintptr_t>(side.data) | strides * element_size(side.dtype);
+    return bytes % 16 == 0 ? 16 : bytes % 4 == 0 ? 4 : 1;
   }
 
   __device__ __forceinline__ const MmaStep<C>& step() const { return shared.steps[at]; }
@@ -126,7 +127,7 @@ struct MmaLoader {
   // kRows rows of one chunk, 16 bytes a thread and step: row 0 begins at element `begin`, and rows that are not inside
   // become zeros.
   template <int kRows, class Inside>
-  __device__ __forceinline__ void copy_rows(char* to, const Segments& side, bool aligned, int chunk, int64_t begin,
+  __device__ __forceinline__ void copy_rows(char* to, const Segments& side, int alignment, int chunk, int64_t begin,
                                             Inside inside) {
     if (C::kSplit && side.dtype == DType::bit) return copy_bits<kRows>(to, side, chunk, begin, inside);
     const int size = C::kSplit ? static_cast<int>(element_size(side.dtype)) : 2;
@@ -139,7 +140,7 @@ struct MmaLoader {
     const int64_t row_step = rows_a_step * side.token_stride * size;
     const int to_step = rows_a_step * C::kPitch;
     static_assert(C::kThreads / 16 % 8 == 0, "steps keep the swizzle");
-    if (aligned) {
+    if (alignment == 16) {
 #pragma unroll
       for (int i = 0; i < kRows * C::kPitch / 16 / C::kThreads; ++i) {
         const int row = row0 + i * rows_a_step;
@@ -147,13 +148,24 @@ struct MmaLoader {
         ptx::copy_16(to + i * to_step, from, inside(row) ? count * size : 0);
         from += row_step;
       }
+    } else if (alignment == 4) {
+#pragma unroll 1
+      for (int row = row0; row < kRows; row += rows_a_step) {
+        const int bytes = inside(row) ? count * size : 0;
+#pragma unroll
+        for (int word = 0; word < 4; ++word)
+          ptx::copy_4(to + word * 4, from + word * 4, max(0, min(bytes - word * 4, 4)));
+        from += row_step;
+        to += to_step;
+      }
     } else {
 #pragma unroll 1
       for (int row = row0; row < kRows; row += rows_a_step) {
+        const int there = inside(row) ? count : 0;
         uint32_t words[4] = {};
 #pragma unroll
-        for (int k = 0; k < (C::kSplit ? 16 : 8); ++k) {
-          if (k >= count || !inside(row)) break;
+        for (int k = 0; k < (C::kSplit ? 16 : 8); ++k) {  // no branch between loads: all are on their way together
+          if (k >= there) continue;
           const char* at = from + k * side.feature_stride * size;
           if (C::kSplit && size == 1)
             words[k / 4] |= uint32_t{*reinterpret_cast<const uint8_t*>(at)} << (k % 4 * 8);
@@ -200,7 +212,7 @@ struct MmaLoader {
     for (int b = 0; b < C::kBlocks; ++b) {
       const BlockInfo& block = step().blocks[b];
       const uint32_t kept = block.kept;
-      copy_rows<kBlockTokens>(to + b * kBlockTokens * C::kPitch, side, query_aligned, chunk, block.begin,
+      copy_rows<kBlockTokens>(to + b * kBlockTokens * C::kPitch, side, query_alignment, chunk, block.begin,
                               [&](int row) { return kept >> row & 1; });
     }
   }
@@ -239,7 +251,7 @@ struct MmaLoader {
     }
     char* to = ring + stage * C::kStageBytes;
     if constexpr (C::kSplit) copy_factors(stage, now.unit, tile.first, tile.rows);
-    copy_rows<C::N>(to, side, document_aligned, chunk, document.begin + tile.first * side.token_stride,
+    copy_rows<C::N>(to, side, document_alignment, chunk, document.begin + tile.first * side.token_stride,
                     [&](int row) { return row < tile.rows; });
     if (C::kStream) {
       if (warp == 0 && lane < C::kBlocks) shared.blocks[stage][lane] = now.blocks[lane];

@@ -71,6 +71,7 @@ struct Sm90Config {
       kTurned ? 4 * kRows : kRows;  // handed over: warps share the columns of turned products
   static constexpr int kBlocks = kRows / kBlockTokens;
   static constexpr int kMoreWarps = kMoreWarps_;
+  static constexpr bool kHolds = kSplit && kGroups == 1;  // query rows in registers
   static constexpr int kThreads = (kGroups + 1) * 128 + kMoreWarps * 32;
   static constexpr int kQueryBoxRows =
       kTiles == 1 || kTurned ? 32 : 16;  // rows of a block that lie together in an operand
@@ -78,10 +79,15 @@ struct Sm90Config {
   static constexpr bool kTight = kGroups == 2 && kPerSm == 2;  // an even share would be 80
   static constexpr int kMathRegisters = kGroups == 4            ? 104
                                         : kTight                ? 96
-                                        : kTurned               ? 152
+                                        : kTurned || kHolds     ? 152
                                         : kGroups * kTiles == 4 ? (kWidens_ ? 184 : 200)
                                                                 : 0;
-  static constexpr int kOtherRegisters = kGroups == 4 ? 64 : kTight ? 48 : kWidens_ ? 72 : kMoreWarps_ ? 56 : 104;
+  static constexpr int kOtherRegisters = kGroups == 4  ? 64
+                                         : kTight      ? 48
+                                         : kHolds      ? 80
+                                         : kWidens_    ? 72
+                                         : kMoreWarps_ ? 56
+                                                       : 104;
   static constexpr int kTileBytes = N * kRowBytes;
   static constexpr int kQueryBytes = kRows * kQueryRowBytes;
   static constexpr bool kSpreads = kSpread == Spread::chunks, kLoose = kSpread == Spread::loose, kWidens = kWidens_;
@@ -203,10 +209,11 @@ template <int kAtoms, int N>
 using Sm90Paired = Sm90Config<2, 2, N, kAtoms, kSharedLimit - 1024 - 256 * kAtoms * 128>;
 
 // Split operands are twice the bytes and three products, and splitting is what takes longest: twelve warps, because
-// four wait for their own instructions half of the time. One short query: wide tiles, so that fewer reads of the query
-// compete with splitting for shared memory; a second query buffer has no room beside three of them.
+// four wait for their own instructions half of the time, which have eight rows of 96 each. One short query: its rows
+// are in registers, because reading them competes with splitting for shared memory; a second query buffer has no room
+// beside three tiles.
 template <int kAtoms>
-using Sm90SplitLean = Sm90Config<1, 1, 104, kAtoms, 3 * 104 * 512, 1, 1, 12>;
+using Sm90SplitLean = Sm90Config<1, 1, 96, kAtoms, 3 * 96 * 512, 1, 1, 12>;
 // More query rows share the cost of splitting a tile, but 192 rows leave room for two tiles only and are no faster.
 template <int kAtoms>
 using Sm90SplitWide = Sm90Config<2, 1, 64, kAtoms, 128 * 1024, 1, 1, 8>;

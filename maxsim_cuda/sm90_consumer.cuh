@@ -25,7 +25,8 @@ struct Sm90Consumer {
   int group, warp, lane;
   uint32_t held_base;  // shared address of `shared`, which the compiler cannot put together anew at every use
   std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float> products[C::kTiles][C::N / 2];
-  uint32_t held[C::kTiles][C::kRowBytes / 32][4];  // query rows, of eight-bit types
+  static constexpr bool kHolds = kStored<T> || C::kHolds;
+  uint32_t held[C::kTiles][kHolds ? C::kRowBytes / 32 : 1][4];  // query rows
   RowState<kArgmax> rows[C::kTiles];
   // Of the one document that ended in a tile, while another has begun in `rows`.
   std::conditional_t<kJoinsDocuments<C>, RowState<kArgmax>, Nothing> closing;
@@ -72,10 +73,10 @@ struct Sm90Consumer {
       // Atoms of high and low parts alternate. Three products of halves, the small ones first: what the fourth would
       // add is below the rounding of fp32.
       if (!args.allow_tf32) {
-        multiply_halves(tile, a + 64 * 128 / 16, b, false);
-        multiply_halves(tile, a, b + C::N * 128 / 16, true);
+        multiply_halves<1, 0>(tile, a, b, false);
+        multiply_halves<0, 1>(tile, a, b, true);
       }
-      multiply_halves(tile, a, b, !args.allow_tf32);
+      multiply_halves<0, 0>(tile, a, b, !args.allow_tf32);
     } else if (is_narrow(flags)) {
       if constexpr (kNarrowColumns<C> > 0) {
 #pragma unroll
@@ -107,7 +108,8 @@ struct Sm90Consumer {
     return query_rows + C::kQueryBuffers * C::kQueryBytes + stage * C::kTileBytes;
   }
 
-  // Eight-bit rows fit in registers beside the products, which then read a third less of shared memory.
+  // Eight-bit rows and those of one split query fit in registers beside the products, which then read a third less of
+  // shared memory.
   __device__ __forceinline__ void hold_queries() {
     int place = lane;
     asm volatile("" : "+r"(place));  // as above: addresses of rare loads would be kept
@@ -147,9 +149,19 @@ struct Sm90Consumer {
                                      ptx::wgmma_descriptor(a, atom * 64 * 128 + k * 32),
                                      ptx::wgmma_descriptor<128, C::kGroupStep>(b, atom * C::kAtomStep + k * 32), adds);
   }
+  // The high or the low parts of query rows by those of a tile.
+  template <int kQueryLow, int kLow>
   __device__ __forceinline__ void multiply_halves(int tile, uint32_t a, uint32_t b, bool adds) {
 #pragma unroll
-    for (int k = 0; k < C::kAtoms * 2; ++k) multiply(tile, a, b, k / 4 * 2, k % 4, k > 0 || adds);
+    for (int k = 0; k < C::kAtoms * 2; ++k) {
+      const int query_atom = k / 4 * 2 + kQueryLow, atom = k / 4 * 2 + kLow;
+      const uint64_t document = ptx::wgmma_descriptor(b, atom * C::kAtomStep + k % 4 * 32);
+      if constexpr (C::kHolds)
+        ptx::WgmmaHeld<T, C::N>::run(products[tile], held[tile][query_atom * 4 + k % 4], document, k > 0 || adds);
+      else
+        ptx::Wgmma<T, C::N>::run(products[tile], ptx::wgmma_descriptor(a, query_atom * 64 * 128 + k % 4 * 32), document,
+                                 k > 0 || adds);
+    }
   }
 
   __device__ __forceinline__ static bool is_full(int flags) {
@@ -276,7 +288,7 @@ struct Sm90Consumer {
     ptx::mbarrier_wait(&shared.queries_full[buffer.at], buffer.phase);
     const int block = C::kTurned ? 0 : C::kTiles == 1 ? group * 2 + warp / 2 : group * 4 + warp;
     idle = shared.blocks[buffer.at][block].kept == 0;
-    if constexpr (kStored<T>) hold_queries();
+    if constexpr (kHolds) hold_queries();
     if constexpr (C::kTurned)
       turned.take_queries(ptx::shared_address(query_rows) + buffer.at * C::kQueryBytes, shared.row_scale[buffer.at],
                           warp, lane);

@@ -1,10 +1,11 @@
 // Forward on Hopper for rows too long to stay in shared memory: query rows and document tiles come through the ring
-// together, an atom of features at a time, as in a matrix product; then the maximum, as in sm90_forward.cuh.
+// together, some features at a time, as in a matrix product; then the maximum, as in sm90_forward.cuh.
 #pragma once
 
 #include "ptx/wgmma_152.cuh"
 #include "row_max.cuh"
 #include "sm90_deep_producer.cuh"
+#include "sm90_deep_split.cuh"
 #include "sm90_finisher.cuh"
 
 namespace maxsim {
@@ -17,6 +18,7 @@ struct Sm90DeepConsumer {
   uint32_t queries, tiles;  // wgmma operands: this warpgroup's rows and the tile of the first stage
   int group, warp, lane;
   float products[C::kHalves][C::N / 2];
+  std::conditional_t<C::kSplit, SplitSums<C>, Nothing> sums;  // of the products of all steps
   RowState<kArgmax> rows;
   Ring<C::kStages> ring;
   Ring<C::kQueryBuffers> buffer;
@@ -24,14 +26,16 @@ struct Sm90DeepConsumer {
   bool any_token;   // the open document has kept one so far
   bool live, idle;  // this warpgroup's rows, and not this warp's, belong to a query
 
-  __device__ __forceinline__ void wait_stage() { ptx::mbarrier_wait(&shared.full[ring.at], ring.phase); }
+  __device__ __forceinline__ void wait_stage() {
+    ptx::mbarrier_wait(C::kSplit ? &shared.scaled[ring.at] : &shared.full[ring.at], ring.phase);
+  }
   __device__ __forceinline__ void release(int stage) { ptx::mbarrier_arrive(&shared.empty[stage]); }
 
-  // Products over all atoms of a tile of kUsed halves. Its last stage, which describes it, is not released.
+  // Products over all steps of a tile of kUsed halves. Its last stage, which describes it, is not released.
   template <int kUsed>
   __device__ __forceinline__ void multiply() {
     issue<kUsed>(false);
-    for (int atom = 1; atom < args.atoms; ++atom) {
+    for (int step = 1; step < args.steps; ++step) {
       const int before = ring.at;
       ring.advance();
       wait_stage();
@@ -55,9 +59,23 @@ struct Sm90DeepConsumer {
                                  ptx::wgmma_descriptor(tiles + place, half * C::kHalfBytes + k * 32), adds || k > 0);
     ptx::wgmma_commit();
   }
+  // The same of split rows, whose products of a step have units of their own.
+  __device__ __forceinline__ void multiply_split() {
+    sums.clear();
+    for (int step = 0;; ++step) {
+      sums.multiply(products[0], queries + ring.at * (C::kStageBytes / 16), tiles + ring.at * (C::kStageBytes / 16),
+                    args.allow_tf32);
+      if (!__shfl_sync(~0u, idle, 0))
+        sums.add(products[0], &shared.row_unit[ring.at][first_row()], &shared.token_unit[ring.at][lane % 4 * 2]);
+      if (step + 1 == args.steps) return;
+      release(ring.at);
+      ring.advance();
+      wait_stage();
+    }
+  }
   // The same without a product, for rows of no query.
   __device__ __forceinline__ void pass() {
-    for (int atom = 0; atom + 1 < args.atoms; ++atom) {
+    for (int step = 0; step + 1 < args.steps; ++step) {
       wait_stage();
       release(ring.at);
       ring.advance();
@@ -72,21 +90,31 @@ struct Sm90DeepConsumer {
     for (int half = 0; half < kUsed; ++half) {
       const StageInfo& info = half ? shared.second[ring.at] : shared.stages[ring.at];
       const bool full = __shfl_sync(~0u, info.flags, 0) & StageInfo::kFull;
-      take_products(products[half], rows, TokensFrom{info.first_token}, lane % 4 * 2, full, info.bits,
-                    ColumnScale<false>{nullptr});
+      const auto take_all = [&](const auto& values) {
+        take_products(values, rows, TokensFrom{info.first_token}, lane % 4 * 2, full, info.bits,
+                      ColumnScale<false>{nullptr});
+      };
+      if constexpr (C::kSplit) {
+        if (args.problem.normalize) sums.scale(&shared.token_norm[ring.at][lane % 4 * 2]);
+        take_all(sums.value);
+      } else {
+        take_all(products[half]);
+      }
     }
   }
+
+  // Of the two that this thread holds, eight apart.
+  __device__ __forceinline__ int first_row() const { return group * 64 + warp * 16 + lane / 4; }
 
   // Hands the open document's maxima to the finisher.
   __device__ __forceinline__ void hand_over(int64_t target, int flags) {
     ptx::mbarrier_wait(&shared.finished_empty[finished.at], finished.phase);
     rows.reduce();
-    const int first = group * 64 + warp * 16 + lane / 4;
 #pragma unroll
     for (int r = 0; r < 2; ++r)
       if (lane % 4 == 0) {
-        shared.maxima[finished.at][first + r * 8] = rows.best[r];
-        if (kArgmax) shared.winners[finished.at][first + r * 8] = rows.winner[r];
+        shared.maxima[finished.at][first_row() + r * 8] = rows.best[r];
+        if (kArgmax) shared.winners[finished.at][first_row() + r * 8] = rows.winner[r];
       }
     rows.reset();
     close(target, flags | (any_token ? StageInfo::kAnyToken : 0));
@@ -115,6 +143,9 @@ struct Sm90DeepConsumer {
       }
       if (!__shfl_sync(~0u, live, 0)) {
         pass();
+      } else if constexpr (C::kSplit) {
+        multiply_split();
+        take<1>();
       } else if (opening & Sm90Shared<C>::kTwo) {
         multiply<2>();
         take<2>();
@@ -148,27 +179,39 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   // Shuffled to stay in a register: the compiler would rather read the special one again at every use, and wait for it.
   const int lane = __shfl_xor_sync(~0u, threadIdx.x % 32, 0);
   if (threadIdx.x == 0) {
-    ptx::tma_prefetch(&document_map);
-    ptx::tma_prefetch(&query_map);
-    shared.init();
+    if (!C::kSplit || args.tma) {
+      ptx::tma_prefetch(&document_map);
+      ptx::tma_prefetch(&query_map);
+    }
+    shared.init(C::kSplit && !args.tma ? 1 + kLoaderWarps : 0);
   }
   __syncthreads();
   if (group < C::kGroups) {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(C::kMathRegisters));
-    Sm90DeepConsumer<C, T, kArgmax>{args,
-                                    shared,
-                                    ptx::wgmma_operand(ptx::shared_address(stages) + group * 64 * 128),
-                                    ptx::wgmma_operand(ptx::shared_address(stages) + C::kQueryBytes),
-                                    group,
-                                    warp,
-                                    lane}
+    Sm90DeepConsumer<C, T, kArgmax>{
+        args,
+        shared,
+        ptx::wgmma_operand(ptx::shared_address(stages) + group * C::kOperandRows * C::kRowBytes),
+        ptx::wgmma_operand(ptx::shared_address(stages) + C::kQueryBytes),
+        group,
+        warp,
+        lane}
         .run();
   } else {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(C::kOtherRegisters));
-    if (warp == kFinisherWarp)
-      Sm90Finisher<C, T, kArgmax, Columns::plain>{args, shared, lane}.run();
-    else if (warp == kProducerWarp)
-      Sm90DeepProducer<C>{args, query_map, document_map, shared, stages, lane}.run();
+    if (C::kSplit && group > C::kGroups) {
+      if constexpr (C::kSplit) {
+        const unsigned splitter = threadIdx.x - (C::kGroups + 1) * 128;
+        constexpr unsigned kThreads = Sm90DeepSplitter<C>::kThreads;
+        Sm90DeepSplitter<C>{args, shared, ptx::shared_address(stages), static_cast<int>(splitter / kThreads),
+                            splitter % kThreads}
+            .run();
+      }
+    } else if (warp == kFinisherWarp) {
+      Sm90Finisher<C, T, kArgmax, C::kSplit ? Columns::units : Columns::plain>{args, shared, lane}.run();
+    } else if (warp == kProducerWarp || (C::kSplit && !args.tma)) {
+      Sm90DeepProducer<C>{args, query_map, document_map, shared, stages, warp, lane}.run();
+    }
   }
 }
 

@@ -32,13 +32,27 @@ void launch_deep(const Sm90DeepArgs& args, const CUtensorMap& query_map, const C
   check(cudaGetLastError(), "sm90_deep_forward");
 }
 
-template <int N, class T>
-void launch_deep_form(const Sm90DeepArgs& args, const CUtensorMap& query_map, cudaStream_t stream) {
-  using C = Sm90DeepConfig<N>;
-  CUtensorMap document_map{};
-  if (!describe(args.problem.documents, N, &document_map)) return mma_select(args, stream);
+template <class C, class T>
+void launch_deep_form(const Sm90DeepArgs& args, const CUtensorMap& query_map, const CUtensorMap& document_map,
+                      cudaStream_t stream) {
   args.argmax ? launch_deep<C, T, true>(args, query_map, document_map, stream)
               : launch_deep<C, T, false>(args, query_map, document_map, stream);
+}
+
+template <class C>
+Sm90DeepArgs deep_args(const ForwardArgs& args) {
+  Sm90DeepArgs deep{args};
+  const int64_t row_bytes = args.problem.queries.dim * element_size(args.problem.queries.dtype);
+  deep.steps = static_cast<int32_t>(ceil_div(row_bytes, C::kRowBytes));
+  deep.tma = true;
+  return deep;
+}
+
+template <int N, class T>
+void launch_whole(const Sm90DeepArgs& args, const CUtensorMap& query_map, cudaStream_t stream) {
+  CUtensorMap document_map{};
+  if (!describe(args.problem.documents, N, &document_map)) return mma_select(args, stream);
+  launch_deep_form<Sm90DeepConfig<N>, T>(args, query_map, document_map, stream);
 }
 
 // What a document costs in tiles of two halves of n columns: the start of a half counts as eight columns, and half a
@@ -52,15 +66,14 @@ template <class T>
 void select_deep(const ForwardArgs& args, cudaStream_t stream) {
   CUtensorMap query_map{};
   if (!describe(args.problem.queries, kBlockTokens, &query_map)) return mma_select(args, stream);
-  Sm90DeepArgs deep{args};
-  deep.atoms = static_cast<int32_t>(ceil_div(args.problem.queries.dim, kAtom<T>));
+  const Sm90DeepArgs deep = deep_args<Sm90DeepConfig<104>>(args);
   const Segments& documents = args.problem.documents;
   const int64_t length =
       documents.packed() ? ceil_div(documents.extent, std::max<int64_t>(documents.count, 1)) : documents.extent;
   const int64_t narrow = deep_cost(length, 104), middle = deep_cost(length, 128), wide = deep_cost(length, 152);
-  if (narrow < std::min(middle, wide)) return launch_deep_form<104, T>(deep, query_map, stream);
-  if (middle < wide) return launch_deep_form<128, T>(deep, query_map, stream);
-  launch_deep_form<152, T>(deep, query_map, stream);
+  if (narrow < std::min(middle, wide)) return launch_whole<104, T>(deep, query_map, stream);
+  if (middle < wide) return launch_whole<128, T>(deep, query_map, stream);
+  launch_whole<152, T>(deep, query_map, stream);
 }
 
 }  // namespace

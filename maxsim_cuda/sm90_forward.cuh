@@ -35,12 +35,12 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
     if (!C::kLoose && !(C::kWidens && args.signs)) ptx::tma_prefetch(&document_map);
     if (!C::kLoose) ptx::tma_prefetch(&query_map);
   }
-  // Who arrives on `scaled`: each lane for its copies or for the factors that it wrote, or a warp when it is done.
+  // Who arrives on `scaled`: each lane for its copies or for what it wrote, or a warp when it is done.
   constexpr int kScalers = C::kLoose                    ? kPlacers<C> * 32
-                           : C::kSplit                  ? Sm90Splitter<C>::kArrivals
+                           : C::kSplit                  ? C::kMoreWarps * 32
                            : kColumns == Columns::norms ? kScaleThreads
-                           : !has_factors(kColumns)     ? (C::kWidens ? C::kMoreWarps : kLoaderWarps)
-                                                        : 32 + C::kMoreWarps + C::kSpreads;
+                           : !has_factors(kColumns)     ? (C::kWidens ? C::kMoreWarps * 32 : kLoaderWarps)
+                                                        : 32 + C::kMoreWarps * 32 + C::kSpreads;
   constexpr int kFactorWarps = Sm90Feed<C, T, kColumns>::kFactorWarp ? 1 : 0;
   // The producer starts on the barriers that it made; the others wait until they are there.
   constexpr int kProducerThread = C::kGroups * 128 + kProducerWarp * 32;
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
             .run();
   } else if (C::kSplit && group > C::kGroups) {
     Sm90Splitter<C>{args, shared, ptx::shared_address(queries), ptx::shared_address(tiles),
-                    static_cast<int>(threadIdx.x) - (C::kGroups + 1) * 128}
+                    threadIdx.x - (C::kGroups + 1) * 128}
         .run();
   } else if (warp == kFinisherWarp) {
     Sm90Finisher<C, T, kArgmax, kColumns>{args, shared, lane}.run();

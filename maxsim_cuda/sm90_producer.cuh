@@ -77,7 +77,10 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
   using Sm90Feed<C, T, kColumns>::Sm90Feed;
   // As many pairs of chunks on their way as there are registers for, of which factors of columns want some.
   static constexpr int kRegisters = C::kMathRegisters ? C::kOtherRegisters : 65536 / (C::kThreads * C::kPerSm);
-  static constexpr int kBatch = kRegisters > 100 ? (has_factors(kColumns) ? 3 : 4) : kRegisters > 60 ? 2 : 1;
+  static constexpr int kBatch = kRegisters > 100   ? (has_factors(kColumns) ? 3 : 4)
+                                : kRegisters >= 80 ? 3
+                                : kRegisters > 60  ? 2
+                                                   : 1;
   using Rows = UnmappedRows<kLoaderThreads, kBatch>;
 
   __device__ __forceinline__ bool copies() const { return kOnlyCopies<C> || this->args.tma; }

@@ -9,6 +9,9 @@
 namespace maxsim {
 namespace cuda {
 
+// What a kernel has in place of what only others keep.
+struct Nothing {};
+
 // The roles of the warps of the warpgroup behind the math warpgroups; those that split operands may follow. Loaders
 // take no part where tensor maps do, and then compute the factors of normalisation.
 constexpr int kProducerWarp = 0, kFinisherWarp = 1, kLoaderWarps = 2;

@@ -8,79 +8,48 @@
 namespace maxsim {
 namespace cuda {
 
-// Eight lanes share a row of kAtoms * 32 features. Row by row the 128-byte atoms of what was loaded become, in pairs,
-// atoms of high parts and atoms of low parts, which take the same space as fp32 does. The order of features within a
-// product is free: lane c's are 4 c on and 32 + 4 c on of each 64.
-template <class C>
-struct Sm90Splitter {
-  const ForwardArgs& args;
-  Sm90Shared<C>& shared;
-  uint32_t queries, tiles;  // shared addresses
-  int thread;
-
-  __device__ __forceinline__ void run() {
-    Ring<C::kStages> ring;
-    Ring<C::kQueryBuffers> buffer;
-    while (true) {
-      ptx::mbarrier_wait(&shared.full[ring.at], ring.phase);
-      const int flags = shared.stages[ring.at].flags;
-      if (flags & StageInfo::kEnd) break;
-      if (flags & StageInfo::kNewQueries) {
-        ptx::mbarrier_wait(&shared.queries_full[buffer.at], buffer.phase);
-        for (int first = 0; first < C::kRows; first += 64)
-          split_rows<64>(queries + buffer.at * C::kQueryBytes + first * C::kAtoms * 128, args.problem.queries.dtype,
-                         &shared.row_scale[buffer.at][first], static_cast<bool>(args.problem.queries.scale), nullptr);
-        buffer.advance();
-      }
-      const Segments& documents = args.problem.documents;
-      split_rows<C::N>(tiles + ring.at * C::kTileBytes, documents.dtype, shared.token_scale[ring.at],
-                       static_cast<bool>(documents.scale), documents.minimum ? shared.token_minimum[ring.at] : nullptr);
-      ptx::fence_async_proxy();
-      arrive(ring.at);
-      ring.advance();
-    }
-    arrive(ring.at);
-  }
-
-  static constexpr int kArrivals = C::kMoreWarps * 4;  // of those who write factors, a lane of each eight
-
- private:
-  __device__ __forceinline__ void arrive(int stage) const {
-    __syncwarp();
-    if (thread % 8 == 0) ptx::mbarrier_arrive(&shared.scaled[stage]);
-  }
-
-  static constexpr int kValues = C::kAtoms * 4;             // of a row, a lane's
-  static constexpr int kStep = C::kMoreWarps * 4;           // rows a step
-  static constexpr int kBatch = C::kMoreWarps > 8 ? 1 : 2;  // steps at once, to hide latencies with few warps
+// Four lanes share a row of kAtoms * 32 features: with eight, what a row costs beside its features takes longer than
+// these. Row by row the 128-byte atoms of what was loaded become, in pairs, atoms of high parts and atoms of low parts,
+// which take the same space as fp32 does. The order of features within a product is free: of each 64, four from 4 c on
+// and four from 32 + 4 c on lie together. kBatch: rows of a thread at once.
+template <int kAtoms, int kWarps, int kBatch>
+struct RowSplitter {
+  static constexpr int kLanes = 4, kParts = 2, kValues = kAtoms * kParts * 4;  // of a row, a lane's
+  static constexpr int kStep = kWarps * 32 / kLanes;                           // rows at a time
 
   // Bytes of a value as it was loaded.
   enum class Size { one, two, four };
 
-  // `scaled`: `scales` hold factors of the rows already. `minima` is null where none are added.
-  template <int kRows>
-  __device__ __forceinline__ void split_rows(uint32_t rows, DType dtype, float* scales, bool scaled,
-                                             const float* minima) const {
+  unsigned thread;
+  bool normalizes;
+
+  // The first `present` of kRows rows. `scales`: factors of rows, `minima`: what is added to values with their factors,
+  // either null where there are none. told(row, unit, factor, square): what one lane of a row's is told, the sum of
+  // squares where rows are normalised.
+  template <int kRows, class Told>
+  __device__ __forceinline__ void split_rows(uint32_t rows, DType dtype, int present, const float* scales,
+                                             const float* minima, const Told& told) const {
     if (dtype == DType::f32)
-      split_rows<kRows, Size::four>(rows, dtype, scales, scaled, minima);
+      split_rows<kRows, Size::four>(rows, dtype, present, scales, minima, told);
     else if (is_stored(dtype))
-      split_rows<kRows, Size::one>(rows, dtype, scales, scaled, minima);
+      split_rows<kRows, Size::one>(rows, dtype, present, scales, minima, told);
     else
-      split_rows<kRows, Size::two>(rows, dtype, scales, scaled, minima);
+      split_rows<kRows, Size::two>(rows, dtype, present, scales, minima, told);
   }
 
-  template <int kRows, Size kSize>
-  __device__ __forceinline__ void split_rows(uint32_t rows, DType dtype, float* scales, bool scaled,
-                                             const float* minima) const {
-    static_assert(kRows % 4 == 0, "a warp has four rows a step, all there or none");
+  template <int kRows, Size kSize, class Told>
+  __device__ __forceinline__ void split_rows(uint32_t rows, DType dtype, int present, const float* scales,
+                                             const float* minima, const Told& told) const {
+    static_assert(kRows % (32 / kLanes) == 0, "a warp's rows at a time are all there or none");
+    const int row0 = thread / kLanes;
 #pragma unroll 1
-    for (int first = thread / 8; first < kRows; first += kBatch * kStep) {
+    for (int first = row0; first < present; first += kBatch * kStep) {
       float value[kBatch][kValues] = {}, largest[kBatch], square[kBatch] = {}, factor[kBatch];
 #pragma unroll
       for (int b = 0; b < kBatch; ++b)
-        if (const int row = first + b * kStep; row < kRows) {
-          load<kRows, kSize>(rows, dtype, row, value[b]);
-          factor[b] = scaled ? scales[row] : 1.f;
+        if (const int row = first + b * kStep; row < present) {
+          load<kRows, kSize>(rows + row * 128, dtype, value[b]);
+          factor[b] = scales ? scales[row] : 1.f;
           if (kSize == Size::one && minima) {
 #pragma unroll
             for (int i = 0; i < kValues; ++i) value[b][i] = fmaf(value[b][i], factor[b], minima[row]);
@@ -95,22 +64,35 @@ struct Sm90Splitter {
         largest[b] = fmaxf(fmaxf(part[0], part[1]), fmaxf(part[2], part[3]));
       }
 #pragma unroll
-      for (int step = 1; step <= 4; step *= 2)
+      for (int step = 1; step < kLanes; step *= 2)
 #pragma unroll
         for (int b = 0; b < kBatch; ++b) largest[b] = fmaxf(largest[b], __shfl_xor_sync(~0u, largest[b], step));
-      if (args.problem.normalize)
+      if (normalizes)
 #pragma unroll
         for (int b = 0; b < kBatch; ++b) square[b] = sum_of_squares(value[b]);
       __syncwarp();  // the rows have been read
 #pragma unroll
       for (int b = 0; b < kBatch; ++b)
-        if (first + b * kStep < kRows) {
+        if (const int row = first + b * kStep; row < present) {
           const float unit = unit_of(largest[b]);
-          store<kRows>(rows, first + b * kStep, value[b], inverse_unit(unit));
-          if (thread % 8 == 0)
-            scales[first + b * kStep] = args.problem.normalize ? unit * inverse_norm(square[b]) : unit * factor[b];
+          store<kRows>(rows + row * 128, value[b], inverse_unit(unit));
+          if (lane() == 0) told(row, unit, factor[b], square[b]);
         }
     }
+  }
+
+ private:
+  __device__ __forceinline__ unsigned lane() const { return thread % kLanes; }
+
+  // A lane's two fours of an atom. In every other row the upper ones are first: so eight lanes are in all banks.
+  __device__ __forceinline__ unsigned four(int part) const {
+    return (lane() + part * kLanes) ^ (thread / kLanes % 2 * 4);
+  }
+
+  // Where a row's chunk is, counted from where its first atom would be if it were not swizzled.
+  template <int kRows>
+  __device__ __forceinline__ uint32_t place(unsigned chunk) const {
+    return chunk / 8 * kRows * 128 + ((chunk ^ thread / kLanes) % 8) * 16;
   }
 
   __device__ __forceinline__ static float sum_of_squares(const float (&value)[kValues]) {
@@ -118,45 +100,98 @@ struct Sm90Splitter {
 #pragma unroll
     for (int i = 0; i < kValues; ++i) sum = fmaf(value[i], value[i], sum);
 #pragma unroll
-    for (int step = 1; step <= 4; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    for (int step = 1; step < kLanes; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
     return sum;
   }
 
   template <int kRows, Size kSize>
-  __device__ __forceinline__ void load(uint32_t rows, DType dtype, int row, float (&value)[kValues]) const {
-    const int lane = thread % 8;
+  __device__ __forceinline__ void load(uint32_t row, DType dtype, float (&value)[kValues]) const {
 #pragma unroll
-    for (int i = 0; i < C::kAtoms; ++i) {
-      if constexpr (kSize == Size::four) {
-        const uint4 raw = ptx::load_shared_16(rows + swizzled(kRows, row, i * 8 + lane));
-        const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+    for (int i = 0; i < kAtoms; ++i)
 #pragma unroll
-        for (int k = 0; k < 4; ++k) value[4 * i + k] = __uint_as_float(words[k]);
-      } else if constexpr (kSize == Size::one) {  // signs are four bits of a byte
-        const int byte = i * 4 + lane / 2;
-        const uint32_t raw = dtype == DType::bit
-                                 ? ptx::load_shared_1(rows + swizzled(kRows, row, 0) + byte) >> lane % 2 * 4
-                                 : ptx::load_shared_4(rows + swizzled(kRows, row, i * 2 + lane / 4) + lane % 4 * 4);
-        widen_stored(dtype, raw, value + 4 * i);
-      } else {
-        const int chunk = i / 2 * 8 + i % 2 * 4 + lane / 2;
-        widen(dtype, ptx::load_shared_8(rows + swizzled(kRows, row, chunk) + lane % 2 * 8), value + 4 * i);
+      for (int part = 0; part < kParts; ++part) {
+        const unsigned four = this->four(part);
+        float* out = value + 4 * (i * kParts + part);
+        if constexpr (kSize == Size::four) {
+          const uint4 raw = ptx::load_shared_16(row + place<kRows>(i * 8 + four));
+          const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+          for (int k = 0; k < 4; ++k) out[k] = __uint_as_float(words[k]);
+        } else if constexpr (kSize == Size::one) {  // signs are four bits of a byte
+          const uint32_t raw = dtype == DType::bit
+                                   ? ptx::load_shared_1(row + place<kRows>(0) + i * 4 + four / 2) >> four % 2 * 4
+                                   : ptx::load_shared_4(row + place<kRows>(i * 2 + four / 4) + four % 4 * 4);
+          widen_stored(dtype, raw, out);
+        } else {
+          const unsigned chunk = i / 2 * 8 + i % 2 * 4 + four / 2;
+          widen(dtype, ptx::load_shared_8(row + place<kRows>(chunk) + four % 2 * 8), out);
+        }
       }
-    }
   }
 
   template <int kRows>
-  __device__ __forceinline__ void store(uint32_t rows, int row, const float (&value)[kValues], float inverse) const {
+  __device__ __forceinline__ void store(uint32_t row, const float (&value)[kValues], float inverse) const {
 #pragma unroll
-    for (int pair = 0; pair < C::kAtoms / 2; ++pair) {
-      uint32_t high[4], low[4];
+    for (int pair = 0; pair < kAtoms / 2; ++pair)
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        split_pair(value[8 * pair + 2 * i], value[8 * pair + 2 * i + 1], inverse, high[i], low[i]);
-      const uint32_t to = rows + swizzled(kRows, row, pair * 16 + thread % 8);
-      ptx::store_shared_16(to, make_uint4(high[0], high[1], high[2], high[3]));
-      ptx::store_shared_16(to + kRows * 128, make_uint4(low[0], low[1], low[2], low[3]));
+      for (int part = 0; part < kParts; ++part) {
+        uint32_t high[4], low[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float* two = value + 4 * ((pair * 2 + i / 2) * kParts + part) + i % 2 * 2;
+          split_pair(two[0], two[1], inverse, high[i], low[i]);
+        }
+        const uint32_t to = row + place<kRows>(pair * 16 + four(part));
+        ptx::store_shared_16(to, make_uint4(high[0], high[1], high[2], high[3]));
+        ptx::store_shared_16(to + kRows * 128, make_uint4(low[0], low[1], low[2], low[3]));
+      }
+  }
+};
+
+template <class C>
+struct Sm90Splitter {
+  // Few warps have latencies to hide.
+  using Rows = RowSplitter<C::kAtoms, C::kMoreWarps, (C::kMoreWarps > 8 ? 1 : 2)>;
+
+  const ForwardArgs& args;
+  Sm90Shared<C>& shared;
+  uint32_t queries, tiles;  // shared addresses
+  unsigned thread;
+
+  __device__ __forceinline__ void run() {
+    Ring<C::kStages> ring;
+    Ring<C::kQueryBuffers> buffer;
+    while (true) {
+      ptx::mbarrier_wait(&shared.full[ring.at], ring.phase);
+      const int flags = shared.stages[ring.at].flags;
+      if (flags & StageInfo::kEnd) break;
+      if (flags & StageInfo::kNewQueries) {
+        ptx::mbarrier_wait(&shared.queries_full[buffer.at], buffer.phase);
+        for (int first = 0; first < C::kRows; first += 64)
+          split<64>(queries + buffer.at * C::kQueryBytes + first * C::kAtoms * 128, args.problem.queries,
+                    &shared.row_scale[buffer.at][first], nullptr);
+        buffer.advance();
+      }
+      const Segments& documents = args.problem.documents;
+      split<C::N>(tiles + ring.at * C::kTileBytes, documents, shared.token_scale[ring.at],
+                  documents.minimum ? shared.token_minimum[ring.at] : nullptr);
+      ptx::fence_async_proxy();
+      ptx::mbarrier_arrive(&shared.scaled[ring.at]);
+      ring.advance();
     }
+    ptx::mbarrier_arrive(&shared.scaled[ring.at]);
+  }
+
+ private:
+  // `scales` hold factors of the rows already, if the side has any.
+  template <int kRows>
+  __device__ __forceinline__ void split(uint32_t rows, const Segments& side, float* scales, const float* minima) const {
+    const bool normalizes = args.problem.normalize;
+    Rows{thread, normalizes}.template split_rows<kRows>(rows, side.dtype, kRows, side.scale ? scales : nullptr, minima,
+                                                        [&](int row, float unit, float factor, float square) {
+                                                          scales[row] =
+                                                              normalizes ? unit * inverse_norm(square) : unit * factor;
+                                                        });
   }
 };
 

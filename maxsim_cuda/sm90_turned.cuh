@@ -12,8 +12,6 @@
 namespace maxsim {
 namespace cuda {
 
-struct Nothing {};
-
 // What a math thread keeps. A warp has half of the rows of every other tile: a product waits for the one before it, and
 // two blocks of sixteen rows wait together. Of a block a thread has row lane / 4 and the row eight below, and of the
 // query tokens, which are columns, 8j + 2 (lane % 4) and the next one.

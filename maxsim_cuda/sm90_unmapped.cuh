@@ -1,8 +1,9 @@
-// Rows that no tensor map describes, by ordinary loads of the loader warps: those whose bytes 16 does not divide, which
-// begin anywhere between the addresses that the copy engine counts in, and those whose features lie apart. Documents of
-// the first kind come another way where features have 16 bits (sm90_loose.cuh).
+// Rows that no tensor map describes, by the loader warps: those whose bytes 16 does not divide, which begin anywhere
+// between the addresses that the copy engine counts in, and those whose features lie apart. Documents of the first kind
+// come another way where features have 16 bits (sm90_loose.cuh).
 #pragma once
 
+#include "ptx/cp_async.cuh"
 #include "ptx/load.cuh"
 #include "ptx/shared.cuh"
 #include "sm90_shared.cuh"
@@ -35,6 +36,58 @@ struct ChunkPair {
     for (int i = 0; i < 8; ++i) chunk[i] = __funnelshift_r(word[i], word[i + 1], skipped * 8) & kept[i];
     out[0] = make_uint4(chunk[0], chunk[1], chunk[2], chunk[3]);
     out[1] = make_uint4(chunk[4], chunk[5], chunk[6], chunk[7]);
+  }
+};
+
+// Rows of words of four bytes, by copies that no thread waits for: `words` of each row, of which `bytes` are there.
+struct WordRows {
+  const char* from;             // the first row's first word
+  int64_t row_step, word_step;  // bytes
+  int rows, words, bytes;
+
+  // By kWarps warps. Rows that keeps(row) does not want become zeros, as words do that are not there. place(row,
+  // chunk): the shared address of the first chunk of eight, in the first row of eight. The loops have little in them
+  // but copies, whose instructions are what takes the time.
+  template <int kWarps, class Keeps, class Place>
+  __device__ __forceinline__ void copy(int warp, int lane, const Keeps& keeps, const Place& place) const {
+    row_step < word_step ? copy_columns<kWarps>(warp, lane, keeps, place) : copy_rows<kWarps>(warp, lane, keeps, place);
+  }
+
+ private:
+  // A lane has the same word of eight rows.
+  template <int kWarps, class Keeps, class Place>
+  __device__ __forceinline__ void copy_rows(int warp, int lane, const Keeps& keeps, const Place& place) const {
+    uint32_t offset[8];
+#pragma unroll
+    for (int r = 0; r < 8; ++r) offset[r] = swizzled(8, r, lane / 4) + lane % 4 * 4;
+#pragma unroll 1
+    for (int word = lane; word < words; word += 32) {
+      const int there = max(0, min(bytes - word * 4, 4));
+#pragma unroll 1
+      for (int first = warp * 8; first < rows; first += kWarps * 8) {
+        const uint32_t to = place(first, word / 32 * 8);
+        const char* at = from + first * row_step + word * word_step;
+#pragma unroll
+        for (int r = 0; r < 8; ++r, at += row_step) ptx::copy_4_to(to + offset[r], at, keeps(first + r) ? there : 0);
+      }
+    }
+  }
+
+  // Where neighbouring tokens are nearer than neighbouring features: a lane has four words of a row.
+  template <int kWarps, class Keeps, class Place>
+  __device__ __forceinline__ void copy_columns(int warp, int lane, const Keeps& keeps, const Place& place) const {
+#pragma unroll 1
+    for (int row = lane; row < rows; row += 32) {
+      const bool kept = keeps(row);
+#pragma unroll 1
+      for (int chunk = warp; chunk < words / 4; chunk += kWarps) {
+        const uint32_t to = place(row & ~7, chunk & ~7) + swizzled(8, row % 8, chunk % 8);
+        const char* at = from + row * row_step + chunk * 4 * word_step;
+#pragma unroll
+        for (int w = 0; w < 4; ++w, at += word_step)
+          ptx::copy_4_to(to + w * 4, at, kept ? max(0, min(bytes - (chunk * 4 + w) * 4, 4)) : 0);
+      }
+    }
   }
 };
 

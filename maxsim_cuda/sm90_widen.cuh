@@ -199,8 +199,7 @@ struct Sm90Widener {
       const uint32_t tile = tiles + ring.at * C::kTileBytes;
       if (!end) widen_tile<C, T, kDType, C::kMoreWarps * 32, 3>(stored_of(ring.at, tile), tile, thread);
       ptx::fence_async_proxy();
-      __syncwarp();
-      if (thread % 32 == 0) ptx::mbarrier_arrive(&shared.scaled[ring.at]);
+      ptx::mbarrier_arrive(&shared.scaled[ring.at]);
       if (end) return;
       ring.advance();
     }

@@ -22,8 +22,7 @@ __device__ __forceinline__ void copy_16(void* shared, const void* global, int by
   if (bytes == 16) {
     value = *static_cast<const uint4*>(global);
   } else {
-    for (int i = 0; i < bytes / 2; ++i)
-      reinterpret_cast<uint16_t*>(&value)[i] = static_cast<const uint16_t*>(global)[i];
+    for (int i = 0; i < bytes; ++i) reinterpret_cast<uint8_t*>(&value)[i] = static_cast<const uint8_t*>(global)[i];
   }
   *static_cast<uint4*>(shared) = value;
 #endif
@@ -50,7 +49,21 @@ __device__ __forceinline__ void copy_16(void* shared, const void* global, int by
 #endif
 }
 
-// Four bytes, both addresses multiples of four.
+// Four bytes, of which the last 4 - `bytes` become zeros unread. Both addresses are multiples of four.
+__device__ __forceinline__ void copy_4_to(uint32_t shared, const void* global, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void copy_4(void* shared, const void* global, int bytes) {
+#if __CUDA_ARCH__ >= 800
+  copy_4_to(shared_address(shared), global, bytes);
+#else
+  uint32_t value = 0;
+  for (int i = 0; i < bytes; ++i) value |= uint32_t{static_cast<const uint8_t*>(global)[i]} << 8 * i;
+  *static_cast<uint32_t*>(shared) = value;
+#endif
+}
+
+// All of them.
 __device__ __forceinline__ void copy_4(void* shared, const void* global) {
 #if __CUDA_ARCH__ >= 800
   asm volatile(
