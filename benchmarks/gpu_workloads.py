@@ -68,7 +68,8 @@ def _ragged_forms(base: Workload) -> list[Workload]:
 
 
 def _forms(base: Workload) -> list[Workload]:
-    dims = [_form(base, f"d{dim}", dim=dim) for dim in (100, 127, 256, 320, 768, 1024, 2048)]
+    dims = [_form(base, f"d{dim}", dim=dim) for dim in (100, 127, 255, 256, 300, 320, 768, 1024, 2048)]
+    fp32 = [_form(base, f"fp32-d{dim}", dim=dim, dtype=FP32) for dim in (64, 127, 256, 768)]
     return [
         _form(base, "plain"),
         _form(base, "fp16", dtype=FP16),
@@ -77,6 +78,7 @@ def _forms(base: Workload) -> list[Workload]:
         _form(base, "bf16-fp16", document_dtype=FP16),
         _form(base, "fp32-bf16", dtype=FP32, document_dtype=BF16),
         *dims,
+        *fp32,
         *_ragged_forms(base),
         _form(base, "normalize", form="normalize"),
         # Winners are compared one by one, so that none may depend on rounding.

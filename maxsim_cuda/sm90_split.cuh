@@ -10,12 +10,12 @@ namespace cuda {
 
 // Four lanes share a row of kAtoms * 32 features: with eight, what a row costs beside its features takes longer than
 // these. Row by row the 128-byte atoms of what was loaded become, in pairs, atoms of high parts and atoms of low parts,
-// which take the same space as fp32 does. The order of features within a product is free: of each 64, four from 4 c on
-// and four from 32 + 4 c on lie together. kBatch: rows of a thread at once.
+// which take the same space as fp32 does. kBatch: rows of a thread at once.
 template <int kAtoms, int kWarps, int kBatch>
 struct RowSplitter {
-  static constexpr int kLanes = 4, kParts = 2, kValues = kAtoms * kParts * 4;  // of a row, a lane's
-  static constexpr int kStep = kWarps * 32 / kLanes;                           // rows at a time
+  static constexpr int kLanes = 4, kPairs = kAtoms / 2, kParts = 2;  // of a row's 64 features, a lane's eights
+  static constexpr int kValues = kPairs * kParts * 8;
+  static constexpr int kStep = kWarps * 32 / kLanes;  // rows at a time
 
   // Bytes of a value as it was loaded.
   enum class Size { one, two, four };
@@ -84,8 +84,9 @@ struct RowSplitter {
  private:
   __device__ __forceinline__ unsigned lane() const { return thread % kLanes; }
 
-  // A lane's two fours of an atom. In every other row the upper ones are first: so eight lanes are in all banks.
-  __device__ __forceinline__ unsigned four(int part) const {
+  // Which of 64 features' eights a lane has. In every other row the upper ones are first: so eight lanes at a time, of
+  // two rows, are in all banks.
+  __device__ __forceinline__ unsigned eight(int part) const {
     return (lane() + part * kLanes) ^ (thread / kLanes % 2 * 4);
   }
 
@@ -95,10 +96,21 @@ struct RowSplitter {
     return chunk / 8 * kRows * 128 + ((chunk ^ thread / kLanes) % 8) * 16;
   }
 
+  // Eights are added in pairs, so that nothing depends on which of a lane's is first.
   __device__ __forceinline__ static float sum_of_squares(const float (&value)[kValues]) {
     float sum = 0.f;
 #pragma unroll
-    for (int i = 0; i < kValues; ++i) sum = fmaf(value[i], value[i], sum);
+    for (int pair = 0; pair < kPairs; ++pair) {
+      float square[kParts] = {};
+#pragma unroll
+      for (int part = 0; part < kParts; ++part)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          const float one = value[8 * (pair * kParts + part) + i];
+          square[part] = fmaf(one, one, square[part]);
+        }
+      sum += square[0] + square[1];
+    }
 #pragma unroll
     for (int step = 1; step < kLanes; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
     return sum;
@@ -107,24 +119,33 @@ struct RowSplitter {
   template <int kRows, Size kSize>
   __device__ __forceinline__ void load(uint32_t row, DType dtype, float (&value)[kValues]) const {
 #pragma unroll
-    for (int i = 0; i < kAtoms; ++i)
+    for (int pair = 0; pair < kPairs; ++pair)
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
-        const unsigned four = this->four(part);
-        float* out = value + 4 * (i * kParts + part);
+        const unsigned eight = this->eight(part);
+        float* out = value + 8 * (pair * kParts + part);
         if constexpr (kSize == Size::four) {
-          const uint4 raw = ptx::load_shared_16(row + place<kRows>(i * 8 + four));
-          const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
-          for (int k = 0; k < 4; ++k) out[k] = __uint_as_float(words[k]);
-        } else if constexpr (kSize == Size::one) {  // signs are four bits of a byte
-          const uint32_t raw = dtype == DType::bit
-                                   ? ptx::load_shared_1(row + place<kRows>(0) + i * 4 + four / 2) >> four % 2 * 4
-                                   : ptx::load_shared_4(row + place<kRows>(i * 2 + four / 4) + four % 4 * 4);
-          widen_stored(dtype, raw, out);
+          for (int half = 0; half < 2; ++half) {
+            const uint4 raw = ptx::load_shared_16(row + place<kRows>(pair * 16 + eight * 2 + half));
+            const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+            for (int k = 0; k < 4; ++k) out[half * 4 + k] = __uint_as_float(words[k]);
+          }
+        } else if constexpr (kSize == Size::one) {
+          uint2 raw;
+          if (dtype == DType::bit) {
+            raw.x = ptx::load_shared_1(row + place<kRows>(0) + pair * 8 + eight);
+            raw.y = raw.x >> 4;
+          } else {
+            raw = ptx::load_shared_8(row + place<kRows>(pair * 4 + eight / 2) + eight % 2 * 8);
+          }
+          widen_stored(dtype, raw.x, out);
+          widen_stored(dtype, raw.y, out + 4);
         } else {
-          const unsigned chunk = i / 2 * 8 + i % 2 * 4 + four / 2;
-          widen(dtype, ptx::load_shared_8(row + place<kRows>(chunk) + four % 2 * 8), out);
+          const uint4 raw = ptx::load_shared_16(row + place<kRows>(pair * 8 + eight));
+          widen(dtype, make_uint2(raw.x, raw.y), out);
+          widen(dtype, make_uint2(raw.z, raw.w), out + 4);
         }
       }
   }
@@ -132,16 +153,16 @@ struct RowSplitter {
   template <int kRows>
   __device__ __forceinline__ void store(uint32_t row, const float (&value)[kValues], float inverse) const {
 #pragma unroll
-    for (int pair = 0; pair < kAtoms / 2; ++pair)
+    for (int pair = 0; pair < kPairs; ++pair)
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
         uint32_t high[4], low[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float* two = value + 4 * ((pair * 2 + i / 2) * kParts + part) + i % 2 * 2;
+          const float* two = value + 8 * (pair * kParts + part) + i * 2;
           split_pair(two[0], two[1], inverse, high[i], low[i]);
         }
-        const uint32_t to = row + place<kRows>(pair * 16 + four(part));
+        const uint32_t to = row + place<kRows>(pair * 16 + eight(part));
         ptx::store_shared_16(to, make_uint4(high[0], high[1], high[2], high[3]));
         ptx::store_shared_16(to + kRows * 128, make_uint4(low[0], low[1], low[2], low[3]));
       }

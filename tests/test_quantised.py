@@ -251,6 +251,25 @@ def test_strided_inputs(maxsim, path):
         assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("dim", [51, 131])
+@pytest.mark.parametrize("width", [4, 16])
+@pytest.mark.parametrize("name", ["e4m3_token", "symmetric_f16", "affine_f32"])
+def test_rows_of_wider_tensors(maxsim, path, name, width, dim):
+    """Rows of an odd number of bytes that begin where several can be copied at once."""
+    sides = hq.quantise(maxsim, name, Batch.random([9, 9], [40, 40, 40], dim, device=path.device))
+    laid = hq.cross_lengths(sides, path.device)
+
+    def wider(x: Tensor) -> Tensor:
+        if x.shape[-1] != dim or x.element_size() != 1:
+            return x
+        wide = torch.full((*x.shape[:-1], dim + -dim % width), 0x7F, dtype=torch.uint8, device=x.device)
+        wide[..., :dim] = x.view(torch.uint8)
+        return wide[..., :dim].view(x.dtype)
+
+    got = maxsim.quantised.score(*(hq.mapped(side, wider) for side in laid.sides), **laid.options)
+    assert torch.equal(got, maxsim.quantised.score(*laid.sides, **laid.options))
+
+
 def test_what_peers_call(maxsim, path):
     """LIK's and flash-maxsim's functions, with the shapes that theirs return."""
     m, device = maxsim, path.device
