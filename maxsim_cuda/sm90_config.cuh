@@ -77,11 +77,12 @@ struct Sm90Config {
       kTiles == 1 || kTurned ? 32 : 16;  // rows of a block that lie together in an operand
   // Registers a thread, moved from the other warps to the math warpgroups where those need more than an even share.
   static constexpr bool kTight = kGroups == 2 && kPerSm == 2;  // an even share would be 80
-  static constexpr int kMathRegisters = kGroups == 4            ? 104
-                                        : kTight                ? 96
-                                        : kTurned || kHolds     ? 152
-                                        : kGroups * kTiles == 4 ? (kWidens_ ? 184 : 200)
-                                                                : 0;
+  static constexpr int kMathRegisters = kGroups == 4               ? 104
+                                        : kTight                   ? 96
+                                        : kTurned || kHolds        ? 152
+                                        : kSplit && kThreads > 640 ? 120
+                                        : kGroups * kTiles == 4    ? (kWidens_ ? 184 : 200)
+                                                                   : 0;
   static constexpr int kOtherRegisters = kGroups == 4  ? 64
                                          : kTight      ? 48
                                          : kHolds      ? 80
@@ -214,9 +215,11 @@ using Sm90Paired = Sm90Config<2, 2, N, kAtoms, kSharedLimit - 1024 - 256 * kAtom
 // beside three tiles.
 template <int kAtoms>
 using Sm90SplitLean = Sm90Config<1, 1, 96, kAtoms, 3 * 96 * 512, 1, 1, 12>;
-// More query rows share the cost of splitting a tile, but 192 rows leave room for two tiles only and are no faster.
-template <int kAtoms>
-using Sm90SplitWide = Sm90Config<2, 1, 64, kAtoms, 128 * 1024, 1, 1, 8>;
+// More query rows share the cost of splitting a tile, but 192 rows leave room for two tiles only and are no faster. N
+// follows the document's length (least waste): of 96 columns, which are eight rows for each of twelve warps again, a
+// product reads less of shared memory a column.
+template <int kAtoms, int N>
+using Sm90SplitWide = Sm90Config<2, 1, N, kAtoms, (N == 96 ? 3 : 4) * N * 512, 1, 1, N == 96 ? 12 : 8>;
 
 // Stored documents under 16-bit queries: four warps widen, one for each scheduler of an SM; eight are no faster. A tile
 // has the space that it is widened to, and copying, widening and multiplying one takes longer than all that the next

@@ -9,7 +9,9 @@ template <int kAtoms, bool kArgmax>
 void launch_split(const ForwardArgs& args, cudaStream_t stream) {
   if (blocks_per_document(args) <= 2)
     return launch<Sm90SplitLean<kAtoms>, __half, kArgmax, Columns::units>(args, stream);
-  launch<Sm90SplitWide<kAtoms>, __half, kArgmax, Columns::units>(args, stream);
+  if (wastes_less<96, 64>(average_length(args.problem.documents)))
+    return launch<Sm90SplitWide<kAtoms, 96>, __half, kArgmax, Columns::units>(args, stream);
+  launch<Sm90SplitWide<kAtoms, 64>, __half, kArgmax, Columns::units>(args, stream);
 }
 
 template <int kAtoms>
