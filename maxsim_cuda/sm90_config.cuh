@@ -79,7 +79,8 @@ struct Sm90Config {
   static constexpr bool kTight = kGroups == 2 && kPerSm == 2;  // an even share would be 80
   static constexpr int kMathRegisters = kGroups == 4               ? 104
                                         : kTight                   ? 96
-                                        : kTurned || kHolds        ? 152
+                                        : kTurned                  ? 152
+                                        : kHolds                   ? 160
                                         : kSplit && kThreads > 640 ? 120
                                         : kGroups * kTiles == 4    ? (kWidens_ ? 184 : 200)
                                                                    : 0;

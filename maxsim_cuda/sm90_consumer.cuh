@@ -25,8 +25,8 @@ struct Sm90Consumer {
   int group, warp, lane;
   uint32_t held_base;  // shared address of `shared`, which the compiler cannot put together anew at every use
   std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float> products[C::kTiles][C::N / 2];
-  static constexpr bool kHolds = kStored<T> || C::kHolds;
-  uint32_t held[C::kTiles][kHolds ? C::kRowBytes / 32 : 1][4];  // query rows
+  static constexpr bool kHolds = kStored<T> || (C::kHolds && !kArgmax);  // winners would not fit beside split ones
+  uint32_t held[C::kTiles][kHolds ? C::kRowBytes / 32 : 1][4];           // query rows
   RowState<kArgmax> rows[C::kTiles];
   // Of the one document that ended in a tile, while another has begun in `rows`.
   std::conditional_t<kJoinsDocuments<C>, RowState<kArgmax>, Nothing> closing;
@@ -156,7 +156,7 @@ struct Sm90Consumer {
     for (int k = 0; k < C::kAtoms * 2; ++k) {
       const int query_atom = k / 4 * 2 + kQueryLow, atom = k / 4 * 2 + kLow;
       const uint64_t document = ptx::wgmma_descriptor(b, atom * C::kAtomStep + k % 4 * 32);
-      if constexpr (C::kHolds)
+      if constexpr (kHolds)
         ptx::WgmmaHeld<T, C::N>::run(products[tile], held[tile][query_atom * 4 + k % 4], document, k > 0 || adds);
       else
         ptx::Wgmma<T, C::N>::run(products[tile], ptx::wgmma_descriptor(a, query_atom * 64 * 128 + k % 4 * 32), document,

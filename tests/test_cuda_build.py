@@ -95,7 +95,15 @@ def test_every_descriptor_is_a_pair_of_registers(machine_code: list[sass.Kernel]
 
 @pytest.mark.parametrize(
     ("name", "kernels"),
-    [("sm90_bf16", 30), ("sm90_e4m3", 16), ("sm90_s8", 16), ("sm90_hidden", 12), ("sm90_deep_bf16", 6)],
+    [
+        ("sm90_bf16", 30),
+        ("sm90_e4m3", 16),
+        ("sm90_s8", 16),
+        ("sm90_hidden", 12),
+        ("sm90_split", 12),
+        ("sm90_deep_bf16", 6),
+        ("sm90_deep_split", 4),
+    ],
 )
 def test_no_product_of_the_hopper_forward_is_serialised(
     cuda: toolchain.Cuda, tmp_path: Path, name: str, kernels: int
