@@ -18,15 +18,15 @@ struct Sm90DeepConfig {
   static constexpr bool kSplit = kMoreWarps > 0, kWidens = false, kTurned = false;  // as kernels of shorter rows may
   static constexpr int kHalves = kSplit ? 1 : 2, kAtoms = kSplit ? 2 : 1;
   static constexpr int kTeams = kTeams_, kSplitBatch = kSplitBatch_;  // of those who split rows
-  static constexpr int kRows = kGroups * 64, kBlocks = kRows / kBlockTokens;
-  // Query rows that lie together in a stage. With one block of them, what follows takes the place of the others, whose
+  // Query rows. Where they are one block, what follows them in a stage takes the place of the rest of an operand, whose
   // products are nobody's.
-  static constexpr int kOperandRows = kSplit && kGroups == 1 ? 32 : 64;
+  static constexpr int kRows = kSplit && kGroups == 1 ? kBlockTokens : kGroups * 64, kBlocks = kRows / kBlockTokens;
+  static constexpr int kOperandRows = kRows < 64 ? kRows : 64;
   static constexpr int kThreads = (kGroups + 1) * 128 + kMoreWarps * 32;
   static constexpr int kMathRegisters = !kSplit ? 208 : kGroups == 2 ? 168 : 152;
   static constexpr int kOtherRegisters = kSplit && kGroups == 1 ? 80 : 88;
   static constexpr int kRowBytes = kAtoms * 128;
-  static constexpr int kQueryBytes = kGroups * kOperandRows * kRowBytes, kHalfBytes = N * kRowBytes;
+  static constexpr int kQueryBytes = kRows * kRowBytes, kHalfBytes = N * kRowBytes;
   static constexpr int kStageBytes = kQueryBytes + kHalves * kHalfBytes;
   static constexpr int kStages = kStages_;
   static constexpr int kSharedBytes = 1024 + kStages * kStageBytes;  // 1024 to align

@@ -112,7 +112,7 @@ struct Sm90DeepConsumer {
     rows.reduce();
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      if (lane % 4 == 0) {
+      if (lane % 4 == 0 && first_row() < C::kRows) {
         shared.maxima[finished.at][first_row() + r * 8] = rows.best[r];
         if (kArgmax) shared.winners[finished.at][first_row() + r * 8] = rows.winner[r];
       }
@@ -137,9 +137,10 @@ struct Sm90DeepConsumer {
       if (opening & StageInfo::kNewQueries) {
         buffer.advance();
         ptx::mbarrier_wait(&shared.queries_full[buffer.at], buffer.phase);
-        const BlockInfo* blocks = &shared.blocks[buffer.at][group * 2];
-        live = blocks[0].kept || blocks[1].kept;
-        idle = blocks[warp / 2].kept == 0;
+        constexpr int kMine = C::kBlocks / C::kGroups;
+        const BlockInfo* blocks = &shared.blocks[buffer.at][group * kMine];
+        live = blocks[0].kept || (kMine > 1 && blocks[kMine - 1].kept);
+        idle = warp / 2 >= kMine || blocks[warp / 2].kept == 0;
       }
       if (!__shfl_sync(~0u, live, 0)) {
         pass();

@@ -60,6 +60,16 @@ def test_long_documents_beside_short_ones(maxsim, path, layout, longest, dim, dt
 
 
 @pytest.mark.parametrize("dtypes", SAME, ids=dtype_id)
+@pytest.mark.parametrize("dim", [100, 128, 200])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=layout_id)
+def test_long_queries_among_short_ones(maxsim, path, layout, dim, dtypes):
+    """Of several blocks where the average query has one."""
+    lengths = [70, 70] if layout is helpers.contrastive else [1, 2, 70, 1, 0, 3, 33, 1]
+    batch = Batch.random(lengths, [110, 3, 0, 5, 40, 1, 9, 2], dim, dtypes, path.device)
+    _assert_laid(layout(maxsim, batch), batch, tolerance(*dtypes))
+
+
+@pytest.mark.parametrize("dtypes", SAME, ids=dtype_id)
 @pytest.mark.parametrize("dim", [100, 125, 136])
 @pytest.mark.parametrize("length", [1, 7, 64, 65, 104, 105, 128, 152, 153, 209, 257, 300, 304, 305, 457])
 def test_every_tile_edge(maxsim, path, length, dim, dtypes):
