@@ -15,6 +15,8 @@ template <class C>
 struct Sm90DeepSplitter {
   static constexpr int kWarps = C::kMoreWarps / C::kTeams, kThreads = kWarps * 32;
   using Rows = RowSplitter<C::kAtoms, kWarps, C::kSplitBatch>;
+  static_assert(C::kTeams <= 128 / kSplitFeatures + 1,
+                "no more than a row has steps, which is longer than 128 features");
 
   const Sm90DeepArgs& args;
   Sm90Shared<C>& shared;
