@@ -7,6 +7,7 @@
 #include "row_max.cuh"
 #include "sm90_shared.cuh"
 #include "sm90_turned.cuh"
+#include "split.cuh"
 
 namespace maxsim {
 namespace cuda {
@@ -70,13 +71,9 @@ struct Sm90Consumer {
     const uint32_t b = tiles + stage * (C::kTileBytes / 16);
     ptx::wgmma_fence();
     if constexpr (C::kSplit) {
-      // Atoms of high and low parts alternate. Three products of halves, the small ones first: what the fourth would
-      // add is below the rounding of fp32.
-      if (!args.allow_tf32) {
-        multiply_halves<1, 0>(tile, a, b, false);
-        multiply_halves<0, 1>(tile, a, b, true);
-      }
-      multiply_halves<0, 0>(tile, a, b, !args.allow_tf32);
+      multiply_halves(args.allow_tf32, [&](auto query_low, auto low, bool adds) {
+        multiply_parts<decltype(query_low)::value, decltype(low)::value>(tile, a, b, adds);
+      });
     } else if (is_narrow(flags)) {
       if constexpr (kNarrowColumns<C> > 0) {
 #pragma unroll
@@ -149,9 +146,9 @@ struct Sm90Consumer {
                                      ptx::wgmma_descriptor(a, atom * 64 * 128 + k * 32),
                                      ptx::wgmma_descriptor<128, C::kGroupStep>(b, atom * C::kAtomStep + k * 32), adds);
   }
-  // The high or the low parts of query rows by those of a tile.
+  // The high or the low parts of query rows by those of a tile: atoms of both alternate.
   template <int kQueryLow, int kLow>
-  __device__ __forceinline__ void multiply_halves(int tile, uint32_t a, uint32_t b, bool adds) {
+  __device__ __forceinline__ void multiply_parts(int tile, uint32_t a, uint32_t b, bool adds) {
 #pragma unroll
     for (int k = 0; k < C::kAtoms * 2; ++k) {
       const int query_atom = k / 4 * 2 + kQueryLow, atom = k / 4 * 2 + kLow;

@@ -38,8 +38,8 @@ struct Sm90DeepConfig {
 // Rows of fp32, kSplitFeatures a stage: two atoms that become one of high parts and one of low ones (sm90_split.cuh).
 // Each thread keeps its products twice, of the stage and of all so far, because each row of a stage has a unit of its
 // own; 104 columns are what 152 and 168 registers hold. Query rows are split with every tile that they meet: one block
-// of them has a warpgroup to itself, room for six stages, and three teams of four warps to split them, a third faster
-// than eight warps together; twice as many teams of half the size are no faster.
+// of them has a warpgroup to itself, room for six stages, and three teams of four warps to split them, which is faster
+// than eight or twelve warps together; four teams of three are no faster.
 constexpr int kSplitFeatures = 64;
 using Sm90DeepSplitLean = Sm90DeepConfig<104, 1, 12, 3, 1, 6>;
 using Sm90DeepSplitWide = Sm90DeepConfig<104, 2, 4, 1, 2, 3>;

@@ -98,15 +98,17 @@ struct SplitSums {
     for (int i = 0; i < C::N / 2; ++i) value[i] = 0.f;
   }
 
-  // Three products of halves, the small ones first: what the fourth would add is below the rounding of fp32.
+  // An atom of high parts and one of low parts of query rows and of a tile.
   __device__ __forceinline__ static void multiply(float (&products)[C::N / 2], uint32_t queries, uint32_t tile,
                                                   bool allow_tf32) {
     ptx::wgmma_fence();
-    if (!allow_tf32) {
-      multiply_halves(products, queries + C::kOperandRows * 128 / 16, tile, false);
-      multiply_halves(products, queries, tile + C::N * 128 / 16, true);
-    }
-    multiply_halves(products, queries, tile, !allow_tf32);
+    multiply_halves(allow_tf32, [&](int query_low, int low, bool adds) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        ptx::Wgmma<__half, C::N>::run(products,
+                                      ptx::wgmma_descriptor(queries, query_low * C::kOperandRows * 128 + k * 32),
+                                      ptx::wgmma_descriptor(tile, low * C::N * 128 + k * 32), adds || k > 0);
+    });
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>();
     ptx::wgmma_settled(products);
@@ -132,15 +134,6 @@ struct SplitSums {
 #pragma unroll
       for (int e = 0; e < 4; ++e) value[4 * j + e] *= e % 2 ? factor.y : factor.x;
     }
-  }
-
- private:
-  __device__ __forceinline__ static void multiply_halves(float (&products)[C::N / 2], uint32_t queries, uint32_t tile,
-                                                         bool adds) {
-#pragma unroll
-    for (int k = 0; k < 4; ++k)
-      ptx::Wgmma<__half, C::N>::run(products, ptx::wgmma_descriptor(queries, k * 32),
-                                    ptx::wgmma_descriptor(tile, k * 32), adds || k > 0);
   }
 };
 

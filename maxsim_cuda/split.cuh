@@ -1,6 +1,8 @@
 // Values as sums of two fp16 values: how fp32 and mixed operands are multiplied on tensor cores.
 #pragma once
 
+#include <type_traits>
+
 #include "device_problem.cuh"
 
 namespace maxsim {
@@ -33,6 +35,19 @@ __device__ __forceinline__ void split_pair(float first, float second, float inve
   const __half2 rest = __floats2half2_rn(x - back.x, y - back.y);
   high = *reinterpret_cast<const uint32_t*>(&rounded);
   low = *reinterpret_cast<const uint32_t*>(&rest);
+}
+
+// Three products of halves, the small ones first: what the fourth would add is below the rounding of fp32. Where TF32
+// will do, that of the high parts alone. multiply(query, document, adds): 1 for low parts, as constants.
+template <class Multiply>
+__device__ __forceinline__ void multiply_halves(bool allow_tf32, const Multiply& multiply) {
+  const std::integral_constant<int, 0> high;
+  const std::integral_constant<int, 1> low;
+  if (!allow_tf32) {
+    multiply(low, high, false);
+    multiply(high, low, true);
+  }
+  multiply(high, high, !allow_tf32);
 }
 
 // Four neighbouring values of eight bits each, or of one: then in the lowest bits.

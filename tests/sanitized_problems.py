@@ -81,6 +81,8 @@ def hopper() -> None:
             normalize,
             queries[1],
         )
+    for queries, dim, normalize in itertools.product(QUERIES, (48, 128), (False, True)):  # the wider split tiles
+        score("sm90", (*tensors(queries, (5, 90), dim, [torch.float32] * 2), *[None] * 8), normalize, queries[1])
     for queries, normalize in itertools.product(QUERIES, (False, True)):  # long rows of fp32, from anywhere
         q, d = tensors(queries, (4, 120), 333, [torch.float32] * 2)
         marks, lengths = torch.rand(4, 120, device=DEVICE) < 0.7, torch.arange(4, device=DEVICE) * 40
