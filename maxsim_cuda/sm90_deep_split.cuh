@@ -102,12 +102,13 @@ struct SplitSums {
   __device__ __forceinline__ static void multiply(float (&products)[C::N / 2], uint32_t queries, uint32_t tile,
                                                   bool allow_tf32) {
     ptx::wgmma_fence();
-    multiply_halves(allow_tf32, [&](int query_low, int low, bool adds) {
+    multiply_halves(allow_tf32, [&](auto query_low, auto low, bool adds) {
+      constexpr int kQueryLow = decltype(query_low)::value, kLow = decltype(low)::value;
 #pragma unroll
       for (int k = 0; k < 4; ++k)
         ptx::Wgmma<__half, C::N>::run(products,
-                                      ptx::wgmma_descriptor(queries, query_low * C::kOperandRows * 128 + k * 32),
-                                      ptx::wgmma_descriptor(tile, low * C::N * 128 + k * 32), adds || k > 0);
+                                      ptx::wgmma_descriptor(queries, kQueryLow * C::kOperandRows * 128 + k * 32),
+                                      ptx::wgmma_descriptor(tile, kLow * C::N * 128 + k * 32), adds || k > 0);
     });
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>();
