@@ -81,6 +81,8 @@ def _forms(base: Workload) -> list[Workload]:
         *fp32,
         *_ragged_forms(base),
         _form(base, "normalize", form="normalize"),
+        _form(base, "normalize-d768", form="normalize", dim=768),
+        _form(base, "bf16-fp16-d256", document_dtype=FP16, dim=256),
         # Winners are compared one by one, so that none may depend on rounding.
         _form(base, "argmax", form="argmax", unit=False),
     ]

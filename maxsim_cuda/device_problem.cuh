@@ -106,6 +106,20 @@ __device__ __forceinline__ const float& token_factor(const Segments& side, const
   return Segments::factor(factor, side.factors(factor, s), token + (side.packed() ? span.first_row : 0));
 }
 
+// Sum of squares of sixteen neighbouring features of 16 bits. Long rows add these in pairs of pairs, and 64 features to
+// those before.
+template <class T>
+__device__ __forceinline__ float square_of_sixteen(const uint4 (&chunks)[2]) {
+  float sum[2] = {};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const T* part = reinterpret_cast<const T*>(&chunks[i]);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) sum[k % 2] = fmaf(static_cast<float>(part[k]), static_cast<float>(part[k]), sum[k % 2]);
+  }
+  return sum[0] + sum[1];
+}
+
 // What normalises a row, by its sum of squares.
 __device__ __forceinline__ float inverse_norm(float square) {
   const float norm = sqrtf(square);

@@ -10,15 +10,16 @@ namespace cuda {
 template <class C, class T>
 __device__ __forceinline__ void square_rows(const char* rows, int count, const float* before, float* squares) {
   for (int row = threadIdx.x; row < count; row += C::kThreads) {
-    float square = before ? before[row] : 0.f;
+    float part[4];
 #pragma unroll
-    for (int chunk = 0; chunk < 8; ++chunk) {
-      const uint4 value = *reinterpret_cast<const uint4*>(rows + swizzled_chunk<C>(row, chunk));
-      const T* part = reinterpret_cast<const T*>(&value);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) square = fmaf(static_cast<float>(part[i]), static_cast<float>(part[i]), square);
+    for (int i = 0; i < 4; ++i) {
+      const auto chunk = [&](int k) {
+        return *reinterpret_cast<const uint4*>(rows + swizzled_chunk<C>(row, 2 * i + k));
+      };
+      part[i] = square_of_sixteen<T>({chunk(0), chunk(1)});
     }
-    squares[row] = square;
+    const float square = (part[0] + part[1]) + (part[2] + part[3]);
+    squares[row] = before ? square + before[row] : square;
   }
 }
 

@@ -56,7 +56,7 @@ constexpr int kSharedLimit = 215 * 1024;
 // rows of products of which one block of query tokens are the columns.
 template <int kGroups_, int kTiles_, int N_, int kAtoms_, int kStageBytes, int kPerSm_ = 1, int kQueryBuffers_ = 1,
           int kMoreWarps_ = 0, int kAtomBytes_ = 128, Spread kSpread = Spread::none, bool kWidens_ = false,
-          bool kTurned_ = false>
+          bool kTurned_ = false, bool kLoads_ = false>
 struct Sm90Config {
   static constexpr int kGroups = kGroups_, kTiles = kTiles_, N = N_, kAtoms = kAtoms_, kPerSm = kPerSm_;
   static constexpr int kAtomBytes = kAtomBytes_, kRowBytes = kAtoms * kAtomBytes;
@@ -72,6 +72,8 @@ struct Sm90Config {
   static constexpr int kBlocks = kRows / kBlockTokens;
   static constexpr int kMoreWarps = kMoreWarps_;
   static constexpr bool kHolds = kSplit && kGroups == 1;  // query rows in registers
+  static constexpr bool kLoads = kLoads_;  // who splits rows loads them, where no tensor map describes them
+  static constexpr int kLoadBatch = 2;     // pairs of chunks that each of them loads at once
   static constexpr int kThreads = (kGroups + 1) * 128 + kMoreWarps * 32;
   static constexpr int kQueryBoxRows =
       kTiles == 1 || kTurned ? 32 : 16;  // rows of a block that lie together in an operand
@@ -214,13 +216,14 @@ using Sm90Paired = Sm90Config<2, 2, N, kAtoms, kSharedLimit - 1024 - 256 * kAtom
 // four wait for their own instructions half of the time, which have eight rows of 96 each. One short query: its rows
 // are in registers, because reading them competes with splitting for shared memory; a second query buffer has no room
 // beside three tiles.
-template <int kAtoms>
-using Sm90SplitLean = Sm90Config<1, 1, 96, kAtoms, 3 * 96 * 512, 1, 1, 12>;
+template <int kAtoms, bool kLoads = false>
+using Sm90SplitLean = Sm90Config<1, 1, 96, kAtoms, 3 * 96 * 512, 1, 1, 12, 128, Spread::none, false, false, kLoads>;
 // More query rows share the cost of splitting a tile, but 192 rows leave room for two tiles only and are no faster. N
 // follows the document's length (least waste): of 96 columns, which are eight rows for each of twelve warps again, a
-// product reads less of shared memory a column.
-template <int kAtoms, int N>
-using Sm90SplitWide = Sm90Config<2, 1, N, kAtoms, (N == 96 ? 3 : 4) * N * 512, 1, 1, N == 96 ? 12 : 8>;
+// product reads less of shared memory a column. Twelve warps have no registers to load rows in.
+template <int kAtoms, int N, bool kLoads = false>
+using Sm90SplitWide = Sm90Config<2, 1, N, kAtoms, (N == 96 ? 3 : 4) * N * 512, 1, 1, N == 96 ? 12 : 8, 128,
+                                 Spread::none, false, false, kLoads>;
 
 // Stored documents under 16-bit queries: four warps widen, one for each scheduler of an SM; eight are no faster. A tile
 // has the space that it is widened to, and copying, widening and multiplying one takes longer than all that the next

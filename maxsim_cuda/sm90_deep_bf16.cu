@@ -7,9 +7,8 @@ namespace cuda {
 void sm90_select_deep_bf16(const ForwardArgs& args, cudaStream_t stream) { select_deep<__nv_bfloat16>(args, stream); }
 
 void sm90_select_deep(const ForwardArgs& args, cudaStream_t stream) {
-  const DType type = args.problem.queries.dtype;
-  if (type == DType::f32) return sm90_select_deep_split(args, stream);
-  type == DType::f16 ? sm90_select_deep_f16(args, stream) : sm90_select_deep_bf16(args, stream);
+  if (mma_splits(args.problem)) return sm90_select_deep_split(args, stream);
+  args.problem.queries.dtype == DType::f16 ? sm90_select_deep_f16(args, stream) : sm90_select_deep_bf16(args, stream);
 }
 
 }  // namespace cuda

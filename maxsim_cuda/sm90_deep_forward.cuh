@@ -4,6 +4,7 @@
 
 #include "ptx/wgmma_152.cuh"
 #include "row_max.cuh"
+#include "sm90_deep_prepare.cuh"
 #include "sm90_deep_producer.cuh"
 #include "sm90_deep_split.cuh"
 #include "sm90_finisher.cuh"
@@ -27,7 +28,7 @@ struct Sm90DeepConsumer {
   bool live, idle;  // this warpgroup's rows, and not this warp's, belong to a query
 
   __device__ __forceinline__ void wait_stage() {
-    ptx::mbarrier_wait(C::kSplit ? &shared.scaled[ring.at] : &shared.full[ring.at], ring.phase);
+    ptx::mbarrier_wait(C::kPrepares ? &shared.scaled[ring.at] : &shared.full[ring.at], ring.phase);
   }
   __device__ __forceinline__ void release(int stage) { ptx::mbarrier_arrive(&shared.empty[stage]); }
 
@@ -90,16 +91,25 @@ struct Sm90DeepConsumer {
     for (int half = 0; half < kUsed; ++half) {
       const StageInfo& info = half ? shared.second[ring.at] : shared.stages[ring.at];
       const bool full = __shfl_sync(~0u, info.flags, 0) & StageInfo::kFull;
-      const auto take_all = [&](const auto& values) {
+      const auto take_all = [&](auto& values) {
+        if (C::kPrepares && args.problem.normalize)
+          scale(values, &shared.squares[ring.at][C::kRows + half * C::N + lane % 4 * 2]);
         take_products(values, rows, TokensFrom{info.first_token}, lane % 4 * 2, full, info.bits,
                       ColumnScale<false>{nullptr});
       };
-      if constexpr (C::kSplit) {
-        if (args.problem.normalize) sums.scale(&shared.token_norm[ring.at][lane % 4 * 2]);
+      if constexpr (C::kSplit)
         take_all(sums.value);
-      } else {
+      else
         take_all(products[half]);
-      }
+    }
+  }
+  // `factors`: from this thread's first column on.
+  __device__ __forceinline__ static void scale(float (&values)[C::N / 2], const float* factors) {
+#pragma unroll
+    for (int j = 0; j < C::N / 8; ++j) {
+      const float2 factor = *reinterpret_cast<const float2*>(factors + 8 * j);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) values[4 * j + e] *= e % 2 ? factor.y : factor.x;
     }
   }
 
@@ -172,19 +182,20 @@ template <class C, class T, bool kArgmax>
 __global__ void __launch_bounds__(C::kThreads, 1)
     sm90_deep_forward(const __grid_constant__ Sm90DeepArgs args, const __grid_constant__ CUtensorMap query_map,
                       const __grid_constant__ CUtensorMap document_map) {
-  extern __shared__ char dynamic[];
+  // Operands begin at multiples of 1024, and so does what comes behind a whole number of them.
+  extern __shared__ __align__(1024) char stages[];
   __shared__ Sm90Shared<C> shared;
-  static_assert(C::kSharedBytes + sizeof(Sm90Shared<C>) <= 227 * 1024, "what a block can have");
-  char* stages = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(dynamic) + 1023) & ~uintptr_t{1023});
+  static_assert(alignof(Sm90Shared<C>) == 1024 && C::kSharedBytes + sizeof(Sm90Shared<C>) <= 227 * 1024,
+                "what a block can have");
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x % 128 / 32;
   // Shuffled to stay in a register: the compiler would rather read the special one again at every use, and wait for it.
   const int lane = __shfl_xor_sync(~0u, threadIdx.x % 32, 0);
   if (threadIdx.x == 0) {
-    if (!C::kSplit || args.tma) {
+    if (!C::kLoads) {
       ptx::tma_prefetch(&document_map);
       ptx::tma_prefetch(&query_map);
     }
-    shared.init(C::kSplit && !args.tma ? 1 + kLoaderWarps : 0);
+    shared.init();
   }
   __syncthreads();
   if (group < C::kGroups) {
@@ -200,18 +211,18 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         .run();
   } else {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(C::kOtherRegisters));
-    if (C::kSplit && group > C::kGroups) {
-      if constexpr (C::kSplit) {
-        const unsigned splitter = threadIdx.x - (C::kGroups + 1) * 128;
-        constexpr unsigned kThreads = Sm90DeepSplitter<C>::kThreads;
-        Sm90DeepSplitter<C>{args, shared, ptx::shared_address(stages), static_cast<int>(splitter / kThreads),
-                            splitter % kThreads}
+    if (C::kPrepares && group > C::kGroups) {
+      if constexpr (C::kPrepares) {
+        using Preparer = Sm90DeepPreparer<C, T>;
+        const unsigned thread = threadIdx.x - (C::kGroups + 1) * 128;
+        Preparer{args, shared, ptx::shared_address(stages), static_cast<int>(thread / Preparer::kThreads),
+                 thread % Preparer::kThreads}
             .run();
       }
     } else if (warp == kFinisherWarp) {
-      Sm90Finisher<C, T, kArgmax, C::kSplit ? Columns::units : Columns::plain>{args, shared, lane}.run();
-    } else if (warp == kProducerWarp || (C::kSplit && !args.tma)) {
-      Sm90DeepProducer<C>{args, query_map, document_map, shared, stages, warp, lane}.run();
+      Sm90Finisher<C, T, kArgmax, C::kPrepares ? Columns::units : Columns::plain>{args, shared, lane}.run();
+    } else if (warp == kProducerWarp) {
+      Sm90DeepProducer<C>{args, query_map, document_map, shared, stages, lane}.run();
     }
   }
 }

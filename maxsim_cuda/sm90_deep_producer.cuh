@@ -4,12 +4,11 @@
 #include "blocks.cuh"
 #include "ptx/tma.cuh"
 #include "sm90_deep_config.cuh"
-#include "sm90_unmapped.cuh"
 
 namespace maxsim {
 namespace cuda {
 
-// One warp drives the copy engine; without tensor maps the loader warps run this too.
+// One warp, which drives the copy engine, or tells others what to load.
 template <class C>
 struct Sm90DeepProducer {
   using Shared = Sm90Shared<C>;
@@ -19,7 +18,7 @@ struct Sm90DeepProducer {
   const CUtensorMap& documents;  // boxes of N rows
   Shared& shared;
   char* stages;
-  int warp, lane;
+  int lane;
   Ring<C::kStages> ring{0, 1};
   Ring<C::kQueryBuffers> buffer{0, 1};
   BlockInfo block;  // of this block's query rows, the one of this lane
@@ -27,7 +26,7 @@ struct Sm90DeepProducer {
 
   __device__ __forceinline__ void run() {
     UnitWalk<C::kBlocks> walk(args, shared.ahead);
-    const auto sync = [&] { copies() ? __syncwarp() : sync_loaders(); };
+    const auto sync = [] { __syncwarp(); };
     int64_t resident = -1;
     Unit unit;
     while (walk.next(unit, sync)) {
@@ -40,35 +39,26 @@ struct Sm90DeepProducer {
     }
     for (int team = 0; team < C::kTeams; ++team) {  // each waits for a stage of its own
       acquire();
-      if (tells()) shared.stages[ring.at].flags = StageInfo::kEnd;
+      if (lane == 0) shared.stages[ring.at].flags = StageInfo::kEnd;
       publish(0);
       ring.advance();
     }
   }
 
-  __device__ __forceinline__ bool copies() const { return !C::kSplit || args.tma; }
-  __device__ __forceinline__ bool leads() const { return !C::kSplit || warp == kProducerWarp; }
-  __device__ __forceinline__ bool tells() const { return lane == 0 && leads(); }
-  __device__ __forceinline__ int loader() const {
-    return lane + (warp == kProducerWarp ? 0 : (warp - kFinisherWarp) * 32);
-  }
-  __device__ __forceinline__ void sync_loaders() const {
-    asm volatile("bar.sync 8, %0;" ::"n"(kLoaderThreads) : "memory");
-  }
-
   __device__ __forceinline__ void acquire() { ptx::mbarrier_wait(&shared.empty[ring.at], ring.phase); }
 
-  // What a stage says is known with the arrival that counts its bytes, or beside those of copies.
+  // What a stage says is known with the arrival that counts its bytes.
   __device__ __forceinline__ void publish(int bytes) {
     uint64_t* barrier = &shared.full[ring.at];
-    if (tells()) bytes ? ptx::mbarrier_arrive_expect(barrier, bytes) : ptx::mbarrier_arrive(barrier);
-    if (!copies()) ptx::copy_arrive(barrier);
+    if (bytes && lane == 0)
+      ptx::mbarrier_arrive_expect(barrier, bytes);
+    else if (C::kLoads || lane == 0)
+      ptx::mbarrier_arrive(barrier);
   }
 
   __device__ __forceinline__ void describe_queries(bool cross, int64_t group, int part) {
     block = describe_block<C::kBlocks>(args, cross, group, part, lane);
     present = __ballot_sync(~0u, block.query >= 0 && block.kept);
-    if (!leads()) return;
     ptx::mbarrier_wait(&shared.queries_empty[buffer.at], buffer.phase);
     if (lane < C::kBlocks) shared.blocks[buffer.at][lane] = block;
     ptx::mbarrier_arrive(&shared.queries_full[buffer.at]);
@@ -90,20 +80,18 @@ struct Sm90DeepProducer {
       if (last) flags |= StageInfo::kLast | (unit.release ? StageInfo::kRelease : 0);
       for (int step = 0; step < args.steps; ++step) {
         acquire();
-        if (leads() && step + 1 == args.steps) {
+        if (step + 1 == args.steps) {
           describe(shared.stages[ring.at], unit, first, flags);
           if (halves == 2) describe(shared.second[ring.at], unit, second, 0);
-        } else if (tells()) {
+        } else if (lane == 0) {
           shared.stages[ring.at].flags = flags;
         }
-        if (C::kSplit && tells())
-          shared.queries[ring.at] = {(32 - __clz(present)) * kBlockTokens,
-                                     buffer.at == 0 ? C::kQueryBuffers - 1 : buffer.at - 1};
+        if (C::kPrepares && lane == 0) tell_preparers(unit, first, second);
         __syncwarp();
-        if (copies())
+        if constexpr (C::kLoads)
+          publish(0);
+        else
           copy(unit, step, length > 0 ? halves : 0, row + first.first, row + second.first);
-        else if constexpr (C::kSplit)
-          copy_by_hand(unit, step, first);
         ring.advance();
       }
       if (last) return;
@@ -146,51 +134,44 @@ struct Sm90DeepProducer {
     return block / 2 * C::kOperandRows * C::kRowBytes + block % 2 * kBlockTokens * 128;
   }
 
+  // What those who prepare a stage have to know besides: how many query rows, and which tokens.
+  __device__ __forceinline__ void tell_preparers(const Unit& unit, const Tile<C::N>& first, const Tile<C::N>& second) {
+    shared.queries[ring.at] = {(32 - __clz(present)) * kBlockTokens,
+                               buffer.at == 0 ? C::kQueryBuffers - 1 : buffer.at - 1};
+    if (!C::kLoads) return;
+    const auto rows_of = [&](const Tile<C::N>& tile) {
+      return TokenRows{unit.document.begin + tile.first * args.problem.documents.token_stride, tile.rows};
+    };
+    shared.sources[ring.at][0] = rows_of(first);
+    if (C::kHalves == 2) shared.sources[ring.at][1] = rows_of(second);
+  }
+
+  // A side's atoms in a stage.
+  __device__ __forceinline__ static int atoms(const Segments& side) {
+    return C::kSplit && side.dtype == DType::f32 ? 2 : 1;
+  }
+
   // The features of a step, of the query rows and of a tile, whose halves begin at these rows of the map. Documents
   // without tokens may be without memory too.
   __device__ __forceinline__ void copy(const Unit& unit, int step, int halves, int first, int second) {
     char* to = stages + ring.at * C::kStageBytes;
     uint64_t* barrier = &shared.full[ring.at];
-    publish(__popc(present) * kBlockTokens * C::kRowBytes + halves * C::kHalfBytes);
+    const Segments& side = args.problem.queries;
+    const int query_atoms = atoms(side), document_atoms = atoms(args.problem.documents);
+    publish((__popc(present) * kBlockTokens * query_atoms + halves * C::N * document_atoms) * 128);
     __syncwarp();  // no byte may arrive before its count
-    constexpr int kFeatures = 128 / (C::kSplit ? 4 : 2);
     const int half = lane - C::kBlocks;
 #pragma unroll
     for (int atom = 0; atom < C::kAtoms; ++atom) {
-      const int feature = (step * C::kAtoms + atom) * kFeatures;
-      if (present >> lane & 1)
-        ptx::tma_load(to + block_place(lane) + atom * C::kOperandRows * 128, &queries, barrier, feature, block.row, 0,
-                      args.problem.queries.packed() ? 0 : static_cast<int>(block.query));
-      if (half >= 0 && half < halves)
-        ptx::tma_load(to + C::kQueryBytes + half * C::kHalfBytes + atom * C::N * 128, &documents, barrier, feature,
-                      half ? second : first, unit.inner, unit.outer);
+      if (atom < query_atoms && (present >> lane & 1))
+        ptx::tma_load(to + block_place(lane) + atom * C::kOperandRows * 128, &queries, barrier,
+                      (step * query_atoms + atom) * (kStageFeatures / query_atoms), block.row, 0,
+                      side.packed() ? 0 : static_cast<int>(block.query));
+      if (atom < document_atoms && half >= 0 && half < halves)
+        ptx::tma_load(to + C::kQueryBytes + half * C::kHalfBytes + atom * C::N * 128, &documents, barrier,
+                      (step * document_atoms + atom) * (kStageFeatures / document_atoms), half ? second : first,
+                      unit.inner, unit.outer);
     }
-  }
-
-  // The same of fp32 that no tensor map describes.
-  __device__ __forceinline__ void copy_by_hand(const Unit& unit, int step, const Tile<C::N>& tile) {
-    const uint32_t to = ptx::shared_address(stages + ring.at * C::kStageBytes);
-    const auto copy_rows = [&](const Segments& side, int64_t begin, int rows, const auto& keeps, const auto& place) {
-      const int feature = step * kSplitFeatures;
-      const char* from = static_cast<const char*>(side.data) + (begin + feature * side.feature_stride) * 4;
-      WordRows{from, side.token_stride * 4, side.feature_stride * 4,
-               rows, kSplitFeatures,        (static_cast<int>(side.dim) - feature) * 4}
-          .template copy<1 + kLoaderWarps>(loader() / 32, lane, keeps, place);
-    };
-#pragma unroll 1
-    for (int b = 0; b < C::kBlocks; ++b) {
-      const int64_t begin = __shfl_sync(~0u, block.begin, b);
-      const uint32_t kept = __shfl_sync(~0u, block.kept, b);
-      if (present >> b & 1)
-        copy_rows(
-            args.problem.queries, begin, kBlockTokens, [&](int row) { return kept >> row & 1; },
-            [&](int row, int chunk) { return to + block_place(b) + swizzled(C::kOperandRows, row, chunk); });
-    }
-    const Segments& side = args.problem.documents;
-    copy_rows(
-        side, unit.document.begin + tile.first * side.token_stride, C::N, [&](int row) { return row < tile.rows; },
-        [&](int row, int chunk) { return to + C::kQueryBytes + swizzled(C::N, row, chunk); });
-    publish(0);
   }
 };
 

@@ -10,12 +10,10 @@ namespace cuda {
 
 struct ForwardArgs;
 
-// Both sides of one type. What no tensor map describes of 16-bit features runs on mma.sync then, which adds the same
-// products in the same order, to the same bits.
+// Whatever is not stored. Some of what no tensor map describes of 16-bit features runs on mma.sync then, which adds the
+// same products and squares in the same order, to the same bits.
 inline bool sm90_takes_deep(const Problem& problem) {
-  const DType type = problem.queries.dtype;
-  const bool whole = (type == DType::f16 || type == DType::bf16) && !problem.normalize;
-  return problem.queries.dim > 128 && problem.documents.dtype == type && (whole || type == DType::f32);
+  return problem.queries.dim > 128 && !is_stored(problem.queries.dtype) && !is_stored(problem.documents.dtype);
 }
 
 void sm90_select_deep_bf16(const ForwardArgs& args, cudaStream_t stream);

@@ -81,10 +81,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kPerSm)
                           static_cast<int>(threadIdx.x) - (C::kGroups + 1) * 128}
             .run();
   } else if (C::kSplit && group > C::kGroups) {
-    if constexpr (C::kSplit)
-      Sm90Splitter<C>{args, shared, ptx::shared_address(queries), ptx::shared_address(tiles),
-                      threadIdx.x - (C::kGroups + 1) * 128}
-          .run();
+    if constexpr (C::kSplit) Sm90Splitter<C>{args, shared, queries, tiles, threadIdx.x - (C::kGroups + 1) * 128}.run();
   } else if (warp == kFinisherWarp) {
     Sm90Finisher<C, T, kArgmax, kColumns>{args, shared, lane}.run();
   } else if (warp == kProducerWarp || !tma) {

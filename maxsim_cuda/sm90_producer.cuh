@@ -136,7 +136,7 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     const int buffer = this->buffer.at, chunks = this->atoms(side) * (C::kQueryAtomBytes / 16);
     char* to = this->query_buffer();
     if (this->warp == kProducerWarp && this->lane < C::kBlocks) this->shared.blocks[buffer][this->lane] = info;
-    copy_query_rows<C, kLoaderThreads, kBatch>(this->args, info, to, chunks, loader());
+    if (!splitters_load<C>(side)) copy_query_rows<C, kLoaderThreads, kBatch>(this->args, info, to, chunks, loader());
     ptx::fence_async_proxy();
     if constexpr (kColumns == Columns::norms) {
       sync_loaders();
@@ -227,10 +227,13 @@ struct Sm90Producer : Sm90Feed<C, T, kColumns> {
     char* tile = this->tile();
     flags |= keep_columns(unit.document, first, tokens);
     const int chunks = C::kWidens && side.dtype == DType::bit ? 1 : this->atoms(side) * (C::kAtomBytes / 16);
-    const Rows rows{side, this->args.document_end, C::N, chunks, loader()};
-    rows.copy(
-        unit.document.begin + first * side.token_stride, [&](int row) { return row < tokens; },
-        DocumentPlace{held_address(tile + this->kArrival)});
+    const int64_t begin = unit.document.begin + first * side.token_stride;
+    if (splitters_load<C>(side)) {
+      if (loader() == 0) this->shared.sources[this->ring.at] = {begin, tokens};
+    } else {
+      Rows{side, this->args.document_end, C::N, chunks, loader()}.copy(
+          begin, [&](int row) { return row < tokens; }, DocumentPlace{held_address(tile + this->kArrival)});
+    }
     if constexpr (C::kWidens) {
       sync_loaders();  // a row's chunks come from several warps
       with_stored(side.dtype, [&](auto dtype) {

@@ -98,22 +98,6 @@ bool follow_one_another(const Segments& side) {
          reinterpret_cast<uintptr_t>(side.data) % 16 == 0;
 }
 
-// Behind the last of a side's rows, whose features follow one another.
-const char* end_of(const Segments& side) {
-  const SegmentStride stride = side.packed() ? SegmentStride{} : side.segment_stride;
-  const int64_t outer = side.packed() ? 1 : side.count / side.inner;
-  const int64_t last = (outer - 1) * stride.outer + (side.inner - 1) * stride.inner;
-  return static_cast<const char*>(side.data) +
-         (last + (side.extent - 1) * side.token_stride + row_elements(side)) * element_size(side.dtype);
-}
-
-// The bytes, up to eight, that where a row begins is a multiple of.
-int row_alignment(const Segments& side) {
-  const int64_t elements = side.token_stride | side.segment_stride.outer | side.segment_stride.inner | 8;
-  const int64_t bytes = reinterpret_cast<intptr_t>(side.data) | elements * element_size(side.dtype);
-  return static_cast<int>(std::min<int64_t>(bytes & -bytes, 8));
-}
-
 template <class C, class T, bool kArgmax, Columns kColumns>
 void launch(const ForwardArgs& args, cudaStream_t stream) {
   const auto kernel = sm90_forward<C, T, kArgmax, kColumns>;
@@ -132,7 +116,7 @@ void launch(const ForwardArgs& args, cudaStream_t stream) {
   mapped.row_alignment = row_alignment(documents);
   mapped.apart = documents.token_stride * element_size(documents.dtype) > C::kRowBytes;
   mapped.tma =
-      C::kLoose || (describe(args.problem.queries, C::kQueryBoxRows, &query_map, C::kQueryAtomBytes) &&
+      C::kLoose || (!C::kLoads && describe(args.problem.queries, C::kQueryBoxRows, &query_map, C::kQueryAtomBytes) &&
                     (mapped.signs || ((C::kTogether ? describe_whole(documents, C::N, &document_map)
                                                     : describe(documents, C::N, &document_map, C::kAtomBytes)) &&
                                       (kOnlyOne<C> || describe(documents, 8, &tail_map, C::kAtomBytes)))));

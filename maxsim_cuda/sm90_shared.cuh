@@ -35,6 +35,24 @@ struct MarkedTile {
   uint32_t kept[5], own[4];  // columns, as StageInfo and Sm90Shared have them
 };
 
+// Tokens of a tile: the first one's first element, and how many.
+struct TokenRows {
+  int64_t begin;
+  int32_t rows;
+};
+
+// Whether those who split rows of a side load them too. Stored ones are left to the loader warps.
+template <class C>
+__device__ __forceinline__ bool splitters_load(const Segments& side) {
+  return C::kLoads && !is_stored(side.dtype);
+}
+
+// Chunks of a row that is to be split.
+template <class C>
+__device__ __forceinline__ int split_chunks(const Segments& side) {
+  return (side.dtype == DType::f32 ? C::kAtoms : C::kAtoms / 2) * 8;
+}
+
 template <class C>
 struct Sm90Shared {
   static constexpr int kFinished = 2;  // so that math goes on while the finisher writes
@@ -46,6 +64,7 @@ struct Sm90Shared {
   uint64_t pages_full[kPages], pages_empty[kPages];
   uint32_t pages[kPages][32];
   StageInfo stages[C::kStages];
+  TokenRows sources[C::kLoads ? C::kStages : 1];  // of tiles that splitters load
   // Of loose rows, tiles as they came: their places are free before those of placed ones.
   static constexpr int kCame = C::kLoose ? C::kStages : 1;
   uint64_t came_empty[kCame];

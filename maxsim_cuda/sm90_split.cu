@@ -7,11 +7,13 @@ namespace {
 
 template <int kAtoms, bool kArgmax>
 void launch_split(const ForwardArgs& args, cudaStream_t stream) {
+  const auto with = [&](auto shape) { launch<decltype(shape), __half, kArgmax, Columns::units>(args, stream); };
+  const bool mapped = maps(args.problem.queries) && maps(args.problem.documents);
   if (blocks_per_document(args) <= 2)
-    return launch<Sm90SplitLean<kAtoms>, __half, kArgmax, Columns::units>(args, stream);
-  if (wastes_less<96, 64>(average_length(args.problem.documents)))
-    return launch<Sm90SplitWide<kAtoms, 96>, __half, kArgmax, Columns::units>(args, stream);
-  launch<Sm90SplitWide<kAtoms, 64>, __half, kArgmax, Columns::units>(args, stream);
+    return mapped ? with(Sm90SplitLean<kAtoms>{}) : with(Sm90SplitLean<kAtoms, true>{});
+  if (!mapped) return with(Sm90SplitWide<kAtoms, 64, true>{});
+  if (wastes_less<96, 64>(average_length(args.problem.documents))) return with(Sm90SplitWide<kAtoms, 96>{});
+  with(Sm90SplitWide<kAtoms, 64>{});
 }
 
 template <int kAtoms>

@@ -3,6 +3,8 @@
 
 #include "ptx/shared.cuh"
 #include "sm90_shared.cuh"
+#include "sm90_shifted.cuh"
+#include "sm90_unmapped.cuh"
 #include "split.cuh"
 
 namespace maxsim {
@@ -26,20 +28,27 @@ struct RowSplitter {
   // The first `present` of kRows rows. `scales`: factors of rows, `minima`: what is added to values with their factors,
   // either null where there are none. told(row, unit, factor, square): what one lane of a row's is told, the sum of
   // squares where rows are normalised.
-  template <int kRows, class Told>
+  template <int kRows, bool kStored, class Told>
   __device__ __forceinline__ void split_rows(uint32_t rows, DType dtype, int present, const float* scales,
                                              const float* minima, const Told& told) const {
     if (dtype == DType::f32)
-      split_rows<kRows, Size::four>(rows, dtype, present, scales, minima, told);
-    else if (is_stored(dtype))
-      split_rows<kRows, Size::one>(rows, dtype, present, scales, minima, told);
+      split_rows<kRows, Size::four>(rows, dtype, present, scales, minima, InPlace{}, told);
+    else if (kStored && is_stored(dtype))
+      split_rows<kRows, Size::one>(rows, dtype, present, scales, minima, InPlace{}, told);
     else
-      split_rows<kRows, Size::two>(rows, dtype, present, scales, minima, told);
+      split_rows<kRows, Size::two>(rows, dtype, present, scales, minima, InPlace{}, told);
+  }
+  // The same of rows that lie shifted.
+  template <int kRows, class Told>
+  __device__ __forceinline__ void split_rows(uint32_t rows, DType dtype, int present, const Shifted& lying,
+                                             const Told& told) const {
+    dtype == DType::f32 ? split_rows<kRows, Size::four>(rows, dtype, present, nullptr, nullptr, lying, told)
+                        : split_rows<kRows, Size::two>(rows, dtype, present, nullptr, nullptr, lying, told);
   }
 
-  template <int kRows, Size kSize, class Told>
+  template <int kRows, Size kSize, class Lying, class Told>
   __device__ __forceinline__ void split_rows(uint32_t rows, DType dtype, int present, const float* scales,
-                                             const float* minima, const Told& told) const {
+                                             const float* minima, const Lying& lying, const Told& told) const {
     static_assert(kRows % (32 / kLanes) == 0, "a warp's rows at a time are all there or none");
     const int row0 = thread / kLanes;
 #pragma unroll 1
@@ -48,7 +57,7 @@ struct RowSplitter {
 #pragma unroll
       for (int b = 0; b < kBatch; ++b)
         if (const int row = first + b * kStep; row < present) {
-          load<kRows, kSize>(rows + row * 128, dtype, value[b]);
+          load<kRows, kSize>(rows + row * 128, dtype, lying, row, value[b]);
           factor[b] = scales ? scales[row] : 1.f;
           if (kSize == Size::one && minima) {
 #pragma unroll
@@ -117,7 +126,7 @@ struct RowSplitter {
   }
 
   template <int kRows, Size kSize>
-  __device__ __forceinline__ void load(uint32_t row, DType dtype, float (&value)[kValues]) const {
+  __device__ __forceinline__ void load(uint32_t at, DType dtype, const InPlace&, int, float (&value)[kValues]) const {
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair)
 #pragma unroll
@@ -127,7 +136,7 @@ struct RowSplitter {
         if constexpr (kSize == Size::four) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const uint4 raw = ptx::load_shared_16(row + place<kRows>(pair * 16 + eight * 2 + half));
+            const uint4 raw = ptx::load_shared_16(at + place<kRows>(pair * 16 + eight * 2 + half));
             const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
             for (int k = 0; k < 4; ++k) out[half * 4 + k] = __uint_as_float(words[k]);
@@ -135,19 +144,41 @@ struct RowSplitter {
         } else if constexpr (kSize == Size::one) {
           uint2 raw;
           if (dtype == DType::bit) {
-            raw.x = ptx::load_shared_1(row + place<kRows>(0) + pair * 8 + eight);
+            raw.x = ptx::load_shared_1(at + place<kRows>(0) + pair * 8 + eight);
             raw.y = raw.x >> 4;
           } else {
-            raw = ptx::load_shared_8(row + place<kRows>(pair * 4 + eight / 2) + eight % 2 * 8);
+            raw = ptx::load_shared_8(at + place<kRows>(pair * 4 + eight / 2) + eight % 2 * 8);
           }
           widen_stored(dtype, raw.x, out);
           widen_stored(dtype, raw.y, out + 4);
         } else {
-          const uint4 raw = ptx::load_shared_16(row + place<kRows>(pair * 8 + eight));
+          const uint4 raw = ptx::load_shared_16(at + place<kRows>(pair * 8 + eight));
           widen(dtype, make_uint2(raw.x, raw.y), out);
           widen(dtype, make_uint2(raw.z, raw.w), out + 4);
         }
       }
+  }
+
+  // The same of a row that lies shifted.
+  template <int kRows, Size kSize>
+  __device__ __forceinline__ void load(uint32_t at, DType dtype, const Shifted& lying, int row,
+                                       float (&value)[kValues]) const {
+    constexpr int kWords = kSize == Size::four ? 8 : 4;
+    const auto chunk_at = [&](unsigned chunk) { return at + place<kRows>(chunk); };
+#pragma unroll
+    for (int i = 0; i < kPairs * kParts; ++i) {
+      uint32_t words[kWords + 4];
+      load_words<kWords, kPairs * 2 * kWords>(lying, row, (i / kParts * 8 + eight(i % kParts)) * kWords / 4, chunk_at,
+                                              words);
+      float* out = value + 8 * i;
+      if constexpr (kSize == Size::four) {
+#pragma unroll
+        for (int k = 0; k < 8; ++k) out[k] = __uint_as_float(words[k]);
+      } else {
+        widen(dtype, make_uint2(words[0], words[1]), out);
+        widen(dtype, make_uint2(words[2], words[3]), out + 4);
+      }
+    }
   }
 
   template <int kRows>
@@ -171,29 +202,32 @@ struct RowSplitter {
 
 template <class C>
 struct Sm90Splitter {
+  static constexpr int kThreads = C::kMoreWarps * 32;
   // Few warps have latencies to hide.
   using Rows = RowSplitter<C::kAtoms, C::kMoreWarps, (C::kMoreWarps > 8 ? 1 : 2)>;
 
-  const ForwardArgs& args;
+  const Sm90Args& args;
   Sm90Shared<C>& shared;
-  uint32_t queries, tiles;  // shared addresses
+  char *queries, *tiles;
   unsigned thread;
 
   __device__ __forceinline__ void run() {
     Ring<C::kStages> ring;
     Ring<C::kQueryBuffers> buffer;
+    const Segments& documents = args.problem.documents;
     while (true) {
       ptx::mbarrier_wait(&shared.full[ring.at], ring.phase);
       const int flags = shared.stages[ring.at].flags;
       if (flags & StageInfo::kEnd) break;
       if (flags & StageInfo::kNewQueries) {
         ptx::mbarrier_wait(&shared.queries_full[buffer.at], buffer.phase);
+        if (splitters_load<C>(args.problem.queries)) load_queries(buffer.at);
         for (int first = 0; first < C::kRows; first += 64)
           split<64>(queries + buffer.at * C::kQueryBytes + first * C::kAtoms * 128, args.problem.queries,
                     &shared.row_scale[buffer.at][first], nullptr);
         buffer.advance();
       }
-      const Segments& documents = args.problem.documents;
+      if (splitters_load<C>(documents)) load_tile(ring.at);
       split<C::N>(tiles + ring.at * C::kTileBytes, documents, shared.token_scale[ring.at],
                   documents.minimum ? shared.token_minimum[ring.at] : nullptr);
       ptx::fence_async_proxy();
@@ -204,15 +238,38 @@ struct Sm90Splitter {
   }
 
  private:
+  // What no tensor map describes, put where copies would have been.
+  __device__ __forceinline__ void load_queries(int buffer) const {
+    BlockInfo info;
+    if (thread % 32 < C::kBlocks) info = shared.blocks[buffer][thread % 32];
+    copy_query_rows<C, kThreads, C::kLoadBatch>(args, info, queries + buffer * C::kQueryBytes,
+                                                split_chunks<C>(args.problem.queries), thread);
+    sync_splitters();
+  }
+  __device__ __forceinline__ void load_tile(int stage) const {
+    const Segments& side = args.problem.documents;
+    const uint32_t to = ptx::shared_address(tiles) + stage * C::kTileBytes;
+    const auto [begin, rows] = shared.sources[stage];
+    const int there = rows;
+    const UnmappedRows<kThreads, C::kLoadBatch> unmapped{side, args.document_end, C::N, split_chunks<C>(side),
+                                                         static_cast<int>(thread)};
+    unmapped.copy(
+        begin, [=](int row) { return row < there; },
+        [=](int row, int chunk) { return to + swizzled(C::N, row, chunk); });
+    sync_splitters();
+  }
+  __device__ __forceinline__ void sync_splitters() const { asm volatile("bar.sync 9, %0;" ::"n"(kThreads) : "memory"); }
+
   // `scales` hold factors of the rows already, if the side has any.
   template <int kRows>
-  __device__ __forceinline__ void split(uint32_t rows, const Segments& side, float* scales, const float* minima) const {
+  __device__ __forceinline__ void split(const char* rows, const Segments& side, float* scales,
+                                        const float* minima) const {
     const bool normalizes = args.problem.normalize;
-    Rows{thread, normalizes}.template split_rows<kRows>(rows, side.dtype, kRows, side.scale ? scales : nullptr, minima,
-                                                        [&](int row, float unit, float factor, float square) {
-                                                          scales[row] =
-                                                              normalizes ? unit * inverse_norm(square) : unit * factor;
-                                                        });
+    Rows{thread, normalizes}.template split_rows<kRows, true>(
+        ptx::shared_address(rows), side.dtype, kRows, side.scale ? scales : nullptr, minima,
+        [&](int row, float unit, float factor, float square) {
+          scales[row] = normalizes ? unit * inverse_norm(square) : unit * factor;
+        });
   }
 };
 

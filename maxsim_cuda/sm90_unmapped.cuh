@@ -3,7 +3,6 @@
 // come another way where features have 16 bits (sm90_loose.cuh).
 #pragma once
 
-#include "ptx/cp_async.cuh"
 #include "ptx/load.cuh"
 #include "ptx/shared.cuh"
 #include "sm90_shared.cuh"
@@ -39,58 +38,6 @@ struct ChunkPair {
   }
 };
 
-// Rows of words of four bytes, by copies that no thread waits for: `words` of each row, of which `bytes` are there.
-struct WordRows {
-  const char* from;             // the first row's first word
-  int64_t row_step, word_step;  // bytes
-  int rows, words, bytes;
-
-  // By kWarps warps. Rows that keeps(row) does not want become zeros, as words do that are not there. place(row,
-  // chunk): the shared address of the first chunk of eight, in the first row of eight. The loops have little in them
-  // but copies, whose instructions are what takes the time.
-  template <int kWarps, class Keeps, class Place>
-  __device__ __forceinline__ void copy(int warp, int lane, const Keeps& keeps, const Place& place) const {
-    row_step < word_step ? copy_columns<kWarps>(warp, lane, keeps, place) : copy_rows<kWarps>(warp, lane, keeps, place);
-  }
-
- private:
-  // A lane has the same word of eight rows.
-  template <int kWarps, class Keeps, class Place>
-  __device__ __forceinline__ void copy_rows(int warp, int lane, const Keeps& keeps, const Place& place) const {
-    uint32_t offset[8];
-#pragma unroll
-    for (int r = 0; r < 8; ++r) offset[r] = swizzled(8, r, lane / 4) + lane % 4 * 4;
-#pragma unroll 1
-    for (int word = lane; word < words; word += 32) {
-      const int there = max(0, min(bytes - word * 4, 4));
-#pragma unroll 1
-      for (int first = warp * 8; first < rows; first += kWarps * 8) {
-        const uint32_t to = place(first, word / 32 * 8);
-        const char* at = from + first * row_step + word * word_step;
-#pragma unroll
-        for (int r = 0; r < 8; ++r, at += row_step) ptx::copy_4_to(to + offset[r], at, keeps(first + r) ? there : 0);
-      }
-    }
-  }
-
-  // Where neighbouring tokens are nearer than neighbouring features: a lane has four words of a row.
-  template <int kWarps, class Keeps, class Place>
-  __device__ __forceinline__ void copy_columns(int warp, int lane, const Keeps& keeps, const Place& place) const {
-#pragma unroll 1
-    for (int row = lane; row < rows; row += 32) {
-      const bool kept = keeps(row);
-#pragma unroll 1
-      for (int chunk = warp; chunk < words / 4; chunk += kWarps) {
-        const uint32_t to = place(row & ~7, chunk & ~7) + swizzled(8, row % 8, chunk % 8);
-        const char* at = from + row * row_step + chunk * 4 * word_step;
-#pragma unroll
-        for (int w = 0; w < 4; ++w, at += word_step)
-          ptx::copy_4_to(to + w * 4, at, kept ? max(0, min(bytes - (chunk * 4 + w) * 4, 4)) : 0);
-      }
-    }
-  }
-};
-
 // An operand's rows, shared out to kThreads threads. kBatch: pairs of chunks that a thread has on their way before it
 // looks at the first, which is what hides the time that memory takes. The loops are short: what they read again and
 // again has to stay where instructions are read from.
@@ -100,12 +47,14 @@ struct UnmappedRows {
   const char* end;   // behind the last of all the side's rows
   int rows, chunks;  // of the operand
   int thread;
+  int feature = 0;  // of each row, that comes first
 
   // Rows begin at the side's element `first` and a token stride apart; those that keeps(row) does not want become
   // zeros. place(row, chunk): the shared address of a chunk.
   template <class Keeps, class Place>
   __device__ __forceinline__ void copy(int64_t first, const Keeps& keeps, const Place& place) const {
     const int size = static_cast<int>(element_size(side.dtype));
+    first += feature * side.feature_stride;
     if (side.feature_stride == 1)
       copy_pairs(static_cast<const char*>(side.data) + first * size, size, keeps, place);
     else if (size == 4)
@@ -121,7 +70,7 @@ struct UnmappedRows {
   template <class Keeps, class Place>
   __device__ __forceinline__ void copy_pairs(const char* first, int size, const Keeps& keeps,
                                              const Place& place) const {
-    const int row_bytes = static_cast<int>(row_elements(side)) * size, pairs = (chunks + 1) / 2;
+    const int row_bytes = (static_cast<int>(row_elements(side)) - feature) * size, pairs = (chunks + 1) / 2;
     const int pair = thread % pairs, step = kThreads / pairs, bytes = max(0, min(row_bytes - pair * 32, 32));
     if (thread >= step * pairs) return;
     const int64_t stride = side.token_stride * size;
@@ -173,7 +122,7 @@ struct UnmappedRows {
     constexpr int kCount = 16 / sizeof(Bits);
     const bool across = side.token_stride < side.feature_stride;
     const Bits* data = static_cast<const Bits*>(side.data) + first;
-    const int features = static_cast<int>(row_elements(side));
+    const int features = static_cast<int>(row_elements(side)) - feature;
 #pragma unroll 1
     for (int i = thread; i < rows * chunks; i += kThreads) {
       const int row = across ? i % rows : i / chunks, chunk = across ? i / rows : i % chunks;
@@ -181,9 +130,13 @@ struct UnmappedRows {
       const Bits* from = data + row * side.token_stride + chunk * kCount * side.feature_stride;
       uint4 value = make_uint4(0, 0, 0, 0);
       Bits* part = reinterpret_cast<Bits*>(&value);
+      if (count > 0) {
 #pragma unroll
-      for (int k = 0; k < kCount; ++k)
-        if (k < count) part[k] = from[k * side.feature_stride];
+        for (int k = 0; k < kCount; ++k) part[k] = from[min(k, count - 1) * side.feature_stride];  // all at once
+#pragma unroll
+        for (int k = 0; k < kCount; ++k)
+          if (k >= count) part[k] = 0;
+      }
       ptx::store_shared_16(place(row, chunk), value);
     }
   }

@@ -12,6 +12,22 @@ namespace maxsim {
 namespace cuda {
 namespace {
 
+// Behind the last of a side's rows, whose features follow one another.
+const char* end_of(const Segments& side) {
+  const SegmentStride stride = side.packed() ? SegmentStride{} : side.segment_stride;
+  const int64_t outer = side.packed() ? 1 : side.count / side.inner;
+  const int64_t last = (outer - 1) * stride.outer + (side.inner - 1) * stride.inner;
+  return static_cast<const char*>(side.data) +
+         (last + (side.extent - 1) * side.token_stride + row_elements(side)) * element_size(side.dtype);
+}
+
+// The bytes, up to eight, that where a row begins is a multiple of.
+int row_alignment(const Segments& side) {
+  const int64_t elements = side.token_stride | side.segment_stride.outer | side.segment_stride.inner | 8;
+  const int64_t bytes = reinterpret_cast<intptr_t>(side.data) | elements * element_size(side.dtype);
+  return static_cast<int>(std::min<int64_t>(bytes & -bytes, 8));
+}
+
 PFN_cuTensorMapEncodeTiled_v12000 encoder() {
   static const auto found = [] {
     void* entry = nullptr;
@@ -37,7 +53,7 @@ bool maps(const Segments& side, const cuuint64_t (&sizes)[kRank], cuuint64_t (&s
   if (side.feature_stride != 1 || reinterpret_cast<uintptr_t>(side.data) % 16) return false;
   for (int i = 0; i < kRank - 1; ++i) {
     if (sizes[i + 1] == 1) strides[i] = 16;
-    if (strides[i] % 16 || strides[i] >> 40) return false;
+    if (strides[i] % 16 || strides[i] >> 40 || sizes[i + 1] >> 32) return false;
   }
   return true;
 }

@@ -83,8 +83,10 @@ def hopper() -> None:
         )
     for queries, dim, normalize in itertools.product(QUERIES, (48, 128), (False, True)):  # the wider split tiles
         score("sm90", (*tensors(queries, (5, 90), dim, [torch.float32] * 2), *[None] * 8), normalize, queries[1])
-    for queries, normalize in itertools.product(QUERIES, (False, True)):  # long rows of fp32, from anywhere
-        q, d = tensors(queries, (4, 120), 333, [torch.float32] * 2)
+    alike = [(t, t) for t in (*HALVES, torch.float32)]
+    loose = [(kind, 333) for kind in (*alike, (torch.float32, torch.float16))] + [((torch.float32,) * 2, 127)]
+    for (kind, dim), queries, normalize in itertools.product(loose, QUERIES, (False, True)):  # rows from anywhere
+        q, d = tensors(queries, (4, 120), dim, kind)
         marks, lengths = torch.rand(4, 120, device=DEVICE) < 0.7, torch.arange(4, device=DEVICE) * 40
         score("sm90", (q, d, *[None] * 3, lengths, None, marks, None, None), normalize, queries[1])
         score("sm90", (q[..., ::2], d[..., ::2], *[None] * 8), normalize, queries[1])

@@ -100,9 +100,9 @@ def test_every_descriptor_is_a_pair_of_registers(machine_code: list[sass.Kernel]
         ("sm90_e4m3", 16),
         ("sm90_s8", 16),
         ("sm90_hidden", 12),
-        ("sm90_split", 12),
-        ("sm90_deep_bf16", 6),
-        ("sm90_deep_split", 4),
+        ("sm90_split", 20),
+        ("sm90_deep_bf16", 14),
+        ("sm90_deep_split", 8),
     ],
 )
 def test_no_product_of_the_hopper_forward_is_serialised(

@@ -4,6 +4,8 @@ blocks, every layout; and bits that depend on nothing but the pair."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import helpers
 import pytest
 import torch
@@ -11,7 +13,7 @@ from helpers import DTYPES, LAYOUTS, Batch, assert_scores, dtype_id, layout_id, 
 from torch import Tensor
 
 HALVES = DTYPES[1:3]
-SAME = DTYPES[:3]  # of one type on both sides, whose long rows have kernels of their own
+KINDS = [*DTYPES[:3], DTYPES[4]]  # of one type on both sides, or of two
 
 
 def _ragged(layout, dim: int, dtypes: tuple[torch.dtype, torch.dtype], device: str) -> Batch:
@@ -38,7 +40,7 @@ def _assert_laid(laid, batch: Batch, limit: float) -> Tensor:
     return scores
 
 
-@pytest.mark.parametrize("dtypes", SAME, ids=dtype_id)
+@pytest.mark.parametrize("dtypes", KINDS, ids=dtype_id)
 @pytest.mark.parametrize("dim", [20, 100, 102, 127, 136, 200])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=layout_id)
 def test_every_layout(maxsim, path, layout, dim, dtypes):
@@ -50,7 +52,7 @@ def test_every_layout(maxsim, path, layout, dim, dtypes):
     assert scores.flatten().tolist() == alone
 
 
-@pytest.mark.parametrize("dtypes", SAME, ids=dtype_id)
+@pytest.mark.parametrize("dtypes", KINDS, ids=dtype_id)
 @pytest.mark.parametrize("dim", [100, 127, 264])
 @pytest.mark.parametrize("layout, longest", [(helpers.candidates, 3500), (helpers.varlen, 14000)])
 def test_long_documents_beside_short_ones(maxsim, path, layout, longest, dim, dtypes):
@@ -59,7 +61,7 @@ def test_long_documents_beside_short_ones(maxsim, path, layout, longest, dim, dt
     _assert_laid(layout(maxsim, batch), batch, tolerance(*dtypes))
 
 
-@pytest.mark.parametrize("dtypes", SAME, ids=dtype_id)
+@pytest.mark.parametrize("dtypes", KINDS, ids=dtype_id)
 @pytest.mark.parametrize("dim", [100, 128, 200])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=layout_id)
 def test_long_queries_among_short_ones(maxsim, path, layout, dim, dtypes):
@@ -69,7 +71,7 @@ def test_long_queries_among_short_ones(maxsim, path, layout, dim, dtypes):
     _assert_laid(layout(maxsim, batch), batch, tolerance(*dtypes))
 
 
-@pytest.mark.parametrize("dtypes", SAME, ids=dtype_id)
+@pytest.mark.parametrize("dtypes", KINDS, ids=dtype_id)
 @pytest.mark.parametrize("dim", [100, 125, 136])
 @pytest.mark.parametrize("length", [1, 7, 64, 65, 104, 105, 128, 152, 153, 209, 257, 300, 304, 305, 457])
 def test_every_tile_edge(maxsim, path, length, dim, dtypes):
@@ -96,7 +98,7 @@ def test_relative_error_of_retrieval_scores(maxsim, path, dim, dtypes):
     assert ((maxsim.maxsim(queries, documents) - want).abs() / want).max().item() <= dim / 1024 * 1.5e-6
 
 
-@pytest.mark.parametrize("dtypes", SAME, ids=dtype_id)
+@pytest.mark.parametrize("dtypes", KINDS, ids=dtype_id)
 @pytest.mark.parametrize("queries, documents", [(1, 1), (1, 97), (2, 3), (7, 40), (33, 2)])
 def test_every_batch_size_and_position(maxsim, path, queries, documents, dtypes):
     query, document = (torch.randn(n, 192).to(path.device, dtype) for n, dtype in zip((32, 171), dtypes, strict=True))
@@ -110,7 +112,7 @@ def test_every_batch_size_and_position(maxsim, path, queries, documents, dtypes)
     assert maxsim.maxsim(q, d[j])[i].equal(want)
 
 
-@pytest.mark.parametrize("dtypes", SAME, ids=dtype_id)
+@pytest.mark.parametrize("dtypes", KINDS, ids=dtype_id)
 @pytest.mark.parametrize("dim", [101, 264])
 @pytest.mark.parametrize("keep", [0.0, 0.02, 0.5, 0.98])
 def test_masks_of_any_pattern(maxsim, path, keep, dim, dtypes):
@@ -127,24 +129,28 @@ def test_masks_of_any_pattern(maxsim, path, keep, dim, dtypes):
             assert abs(got[i, j].item() - want.score.item()) <= tolerance(*dtypes) * want.scale
 
 
-@pytest.mark.parametrize("dtypes", SAME, ids=dtype_id)
+@pytest.mark.parametrize("dtypes", KINDS, ids=dtype_id)
 @pytest.mark.parametrize("dim", [96, 100, 127, 128, 320])
-def test_strides_and_paddings_change_no_bit(maxsim, path, dim, dtypes):
-    """Whatever the way that rows are loaded, products are added in the same order."""
+@pytest.mark.parametrize("normalize", [False, True])
+def test_strides_and_paddings_change_no_bit(maxsim, path, normalize, dim, dtypes):
+    """Whatever the way that rows are loaded, products and squares are added in the same order."""
     queries, documents = (torch.randn(3, n, dim).to(path.device, t) for n, t in zip((45, 230), dtypes, strict=True))
-    want = maxsim.maxsim(queries, documents)
+    score = partial(maxsim.maxsim, normalize=normalize)
+    want = score(queries, documents)
     for between, first, behind in ((1, 0, 3), (1, 1, 0), (1, 4, 28), (1, 2, 500), (2, 0, 3), (2, 3, 0)):
         end = first + between * dim
         wide = [x.new_full((*x.shape[:-1], end + behind), torch.nan) for x in (queries, documents)]
         views = [x[..., first:end:between].copy_(y) for x, y in zip(wide, (queries, documents), strict=True)]
-        assert maxsim.maxsim(*views).equal(want)
-        assert maxsim.maxsim(queries, views[1]).equal(want)
-        assert maxsim.maxsim(views[0], documents).equal(want)
+        assert score(*views).equal(want)
+        assert score(queries, views[1]).equal(want)
+        assert score(views[0], documents).equal(want)
     apart = documents.repeat_interleave(2, dim=1)[:, ::2]
-    assert maxsim.maxsim(queries, apart).equal(want)
+    assert score(queries, apart).equal(want)
+    turned = documents.permute(2, 0, 1).contiguous().permute(1, 2, 0)  # the tokens of a feature follow one another
+    assert score(queries, turned).equal(want)
 
 
-@pytest.mark.parametrize("dtypes", SAME, ids=dtype_id)
+@pytest.mark.parametrize("dtypes", KINDS, ids=dtype_id)
 @pytest.mark.parametrize("dim", [129, 200, 512, 1000])
 @pytest.mark.parametrize("tokens", [20, 33, 150])
 def test_normalised(maxsim, path, tokens, dim, dtypes):
@@ -158,7 +164,7 @@ def test_normalised(maxsim, path, tokens, dim, dtypes):
     assert maxsim.maxsim(queries[2], documents[1], normalize=True).equal(got[2, 1])
 
 
-@pytest.mark.parametrize("dtypes", SAME, ids=dtype_id)
+@pytest.mark.parametrize("dtypes", KINDS, ids=dtype_id)
 def test_nan_and_infinity(maxsim, path, dtypes):
     queries, documents = (torch.randn(3, n, 144).to(path.device, t) for n, t in zip((33, 310), dtypes, strict=True))
     documents[1, 307, 140] = torch.nan

@@ -11,6 +11,13 @@ namespace maxsim {
 namespace ptx {
 
 // 16 bytes, of which the last 16 - `bytes` become zeros unread. Both addresses are multiples of 16.
+__device__ __forceinline__ void copy_16_to(uint32_t shared, const void* global, int bytes) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void copy_16_to(uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
 __device__ __forceinline__ void copy_16(void* shared, const void* global, int bytes) {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(
