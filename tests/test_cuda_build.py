@@ -52,11 +52,11 @@ def machine_code(module: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 
 # Kernels by a part of their names, the architecture, how many there are, and what each must have one of.
 INSTRUCTIONS = [
-    (r"\dsm90_(?!forward.*Lb0ELb1EEE)", "sm_90a", 100, {"HGMMA", "QGMMA", "IGMMA"}),
+    (r"\dsm90_(?!forward.*Lb0ELb1ELb0EEE)", "sm_90a", 100, {"HGMMA", "QGMMA", "IGMMA"}),
     (r"\dsm90_forward.*__nv_fp8_", "sm_90a", 32, {"QGMMA"}),
     (r"\dsm90_forward.*EEEaLb", "sm_90a", 16, {"IGMMA"}),
-    (r"\dsm90_forward.*Lb1ELb0EEE(6__half|13__nv_bfloat16)", "sm_90a", 72, {"HGMMA"}),
-    (r"\dsm90_forward.*Lb0ELb1EEE(6__half|13__nv_bfloat16)", "sm_90a", 24, {"HMMA"}),
+    (r"\dsm90_forward.*Lb1ELb0ELb0EEE(6__half|13__nv_bfloat16)", "sm_90a", 72, {"HGMMA"}),
+    (r"\dsm90_forward.*Lb0ELb1ELb0EEE(6__half|13__nv_bfloat16)", "sm_90a", 24, {"HMMA"}),
     (r"\dmma_", "sm_80", 30, {"HMMA"}),
     (r"\dresidual_", "sm_80", 30, {"HMMA"}),
 ]
