@@ -56,9 +56,8 @@ struct ShiftedRows {
   template <int kRows, int kWarps, class Keeps>
   __device__ __forceinline__ void copy(int warp, int lane, uint32_t to, int atom_step, uint32_t behind, bool all,
                                        const Keeps& keeps) const {
-    const bool whole = all && bytes >= chunks * 16;
-    whole ? copy_atoms<kRows, kWarps, true>(warp, lane, to, atom_step, keeps)
-          : copy_atoms<kRows, kWarps, false>(warp, lane, to, atom_step, keeps);
+    (all && bytes >= chunks * 16) ? copy_atoms<kRows, kWarps, true>(warp, lane, to, atom_step, keeps)
+                                  : copy_atoms<kRows, kWarps, false>(warp, lane, to, atom_step, keeps);
     const char* last = from + (warp * 32 + lane) * step + chunks * 16;
 #pragma unroll
     for (int i = 0; i < (kRows + kWarps * 32 - 1) / (kWarps * 32); ++i, last += kWarps * 32 * step)
