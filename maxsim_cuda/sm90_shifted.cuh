@@ -5,6 +5,7 @@
 #include "ptx/cp_async.cuh"
 #include "ptx/shared.cuh"
 #include "sm90_shared.cuh"
+#include "sm90_unmapped.cuh"
 
 namespace maxsim {
 namespace cuda {
@@ -33,13 +34,7 @@ __device__ __forceinline__ void load_words(const Shifted& lying, int row, int ch
     const uint4 raw = ptx::load_shared_16(chunk + i == kChunks ? lying.behind + row * 16 : at(chunk + i));
     words[4 * i] = raw.x, words[4 * i + 1] = raw.y, words[4 * i + 2] = raw.z, words[4 * i + 3] = raw.w;
   }
-  const int byte = lying.shift(row);
-#pragma unroll
-  for (int i = 0; i < kWords + 2; ++i) words[i] = byte & 8 ? words[i + 2] : words[i];
-#pragma unroll
-  for (int i = 0; i < kWords + 1; ++i) words[i] = byte & 4 ? words[i + 1] : words[i];
-#pragma unroll
-  for (int i = 0; i < kWords; ++i) words[i] = __funnelshift_r(words[i], words[i + 1], byte * 8);
+  words_from<kWords>(words, lying.shift(row));
 }
 
 // The copies of rows, which no thread waits for: `chunks` of each, a multiple of eight, and one more. A warp has few of

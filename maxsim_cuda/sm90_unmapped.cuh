@@ -1,6 +1,6 @@
-// Rows that no tensor map describes, by the loader warps: those whose bytes 16 does not divide, which begin anywhere
-// between the addresses that the copy engine counts in, and those whose features lie apart. Documents of the first kind
-// come another way where features have 16 bits (sm90_loose.cuh).
+// Rows that no tensor map describes, by the loader warps or those that split rows: those whose bytes 16 does not
+// divide, which begin anywhere between the addresses that the copy engine counts in, and those whose features lie
+// apart. Some of the first kind come another way (sm90_loose.cuh, sm90_shifted.cuh).
 #pragma once
 
 #include "ptx/load.cuh"
@@ -9,6 +9,17 @@
 
 namespace maxsim {
 namespace cuda {
+
+// The kWords words from a byte of the first four on become the first ones.
+template <int kWords>
+__device__ __forceinline__ void words_from(uint32_t (&words)[kWords + 4], int byte) {
+#pragma unroll
+  for (int i = 0; i < kWords + 2; ++i) words[i] = byte & 8 ? words[i + 2] : words[i];
+#pragma unroll
+  for (int i = 0; i < kWords + 1; ++i) words[i] = byte & 4 ? words[i + 1] : words[i];
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) words[i] = __funnelshift_r(words[i], words[i + 1], byte * 8);
+}
 
 // Two neighbouring 16-byte chunks of a row, whose bytes lie in three aligned words of 16 bytes.
 struct ChunkPair {
@@ -26,13 +37,12 @@ struct ChunkPair {
   }
   // Its bytes from the first on, as far as `kept` says.
   __device__ __forceinline__ void align(const uint32_t (&kept)[8], uint4 (&out)[2]) const {
-    uint32_t word[12], chunk[8];
+    uint32_t chunk[12];
 #pragma unroll
-    for (int i = 0; i < 10; ++i) word[i] = skipped & 8 ? words[i + 2] : words[i];
+    for (int i = 0; i < 12; ++i) chunk[i] = words[i];
+    words_from<8>(chunk, skipped);
 #pragma unroll
-    for (int i = 0; i < 9; ++i) word[i] = skipped & 4 ? word[i + 1] : word[i];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) chunk[i] = __funnelshift_r(word[i], word[i + 1], skipped * 8) & kept[i];
+    for (int i = 0; i < 8; ++i) chunk[i] &= kept[i];
     out[0] = make_uint4(chunk[0], chunk[1], chunk[2], chunk[3]);
     out[1] = make_uint4(chunk[4], chunk[5], chunk[6], chunk[7]);
   }

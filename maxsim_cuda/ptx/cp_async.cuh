@@ -20,10 +20,7 @@ __device__ __forceinline__ void copy_16_to(uint32_t shared, const void* global) 
 }
 __device__ __forceinline__ void copy_16(void* shared, const void* global, int bytes) {
 #if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global), "r"(bytes)
-               : "memory");
+  copy_16_to(shared_address(shared), global, bytes);
 #else
   uint4 value = make_uint4(0, 0, 0, 0);
   if (bytes == 16) {
